@@ -1,0 +1,3 @@
+module berth.dev/lease
+
+go 1.26

@@ -1,0 +1,216 @@
+// Package lease is the contract between a connector and the manager that is
+// kept in the cluster as objects.
+//
+// A connection and an engagement are each one coordination.k8s.io/v1 Lease.
+// The API server thereby authenticates and authorises who may connect and who
+// may engage what; nobody's memory is the only place where an engagement
+// exists, so a manager restart loses nothing; and `kubectl get leases` shows
+// who holds what. The connector creates and renews them, the manager reconciles
+// the cluster to them, and removes those that were not renewed in time.
+//
+//   - A connection's Lease lives in the manager's namespace. It carries the pins
+//     (public keys) with which its processes may open tunnels.
+//   - An engagement's Lease lives in the namespace of the workload, so that the
+//     namespace's own RBAC decides. Its name follows from the workload and the
+//     container, so that the second engagement of the same container fails with
+//     AlreadyExists, atomically.
+//
+// The spec of either is JSON in an annotation, written once by the connector;
+// the status is JSON in another, written by the manager only.
+package lease
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Group prefixes every label and annotation of Berth.
+const Group = "berth.dev"
+
+// Labels and annotations.
+const (
+	LabelKind       = Group + "/kind"       // KindConnection or KindEngagement
+	LabelConnection = Group + "/connection" // id of the connection
+	LabelEngagement = Group + "/engagement" // id of the engagement; on pods too
+	LabelReleased   = Group + "/released"   // on a pod that was taken out of its ReplicaSet to bridge a swap
+	AnnotationSpec  = Group + "/spec"       // JSON of ConnectionSpec or EngagementSpec
+	AnnotationState = Group + "/status"     // JSON of EngagementStatus
+
+	KindConnection = "connection"
+	KindEngagement = "engagement"
+)
+
+// Default times. A holder renews every RenewEvery; who has not seen a renewal
+// for Duration (by its own clock, since it first saw the last one) takes the
+// lease for abandoned.
+const (
+	Duration   = 20 * time.Second
+	RenewEvery = 5 * time.Second
+)
+
+// DefaultNamespace is where the cluster side is installed by default.
+const DefaultNamespace = "berth"
+
+// ManagerPort is the port of the manager's tunnel endpoint (HTTP, upgraded).
+const ManagerPort = 8080
+
+// ManagerSelector selects the manager's pods in its namespace.
+const ManagerSelector = "app.kubernetes.io/name=berth-manager"
+
+// InfoConfigMap is the ConfigMap in the manager's namespace in which the
+// manager publishes Info under the key InfoKey. Reading it through the API
+// server is how a client learns the pin that it then demands of the manager.
+const (
+	InfoConfigMap = "berth-manager-info"
+	InfoKey       = "info.json"
+)
+
+// Info is what the manager publishes of itself.
+type Info struct {
+	Version        string `json:"version"`
+	InstallationID string `json:"installationID"` // UID of the manager's namespace
+	Pin            string `json:"pin"`            // tunnel.Pin of the manager's key
+	// Webhook is the outcome of the manager's last self-test of its admission
+	// webhook: "ok", or what failed.
+	Webhook string `json:"webhook"`
+}
+
+// ConnectionSpec is the annotation of a connection's Lease.
+type ConnectionSpec struct {
+	Name      string   `json:"name"`      // the user's name for it
+	Namespace string   `json:"namespace"` // connected namespace
+	Client    string   `json:"client"`    // user@host, for people
+	Version   string   `json:"version"`   // of the connector
+	Pins      []string `json:"pins"`      // keys that may open tunnels: vif's and the connector's
+}
+
+// Kind of an engagement.
+type Kind string
+
+// The kinds of engagements.
+const (
+	Replace   Kind = "replace"
+	Intercept Kind = "intercept"
+	Ingest    Kind = "ingest"
+)
+
+// EngagementSpec is the annotation of an engagement's Lease.
+type EngagementSpec struct {
+	ID           string `json:"id"`
+	Connection   string `json:"connection"` // id
+	Client       string `json:"client"`
+	Kind         Kind   `json:"kind"`
+	WorkloadKind string `json:"workloadKind"` // Deployment, StatefulSet or ReplicaSet
+	Workload     string `json:"workload"`
+	Container    string `json:"container"`
+	// Ports are the container ports whose traffic goes to the handler. Empty
+	// for replace means every port that the container declares.
+	Ports []Port `json:"ports,omitempty"`
+}
+
+// Port is a container port and, where it differs, the port the handler listens on.
+type Port struct {
+	Container uint16 `json:"container"`
+	Handler   uint16 `json:"handler,omitempty"` // 0: the same
+	Protocol  string `json:"protocol"`          // TCP or UDP
+	Name      string `json:"name,omitempty"`
+}
+
+// Phase of an engagement, as the manager sees it.
+type Phase string
+
+// The phases. Ended engagements have no Lease, hence no phase.
+const (
+	Pending   Phase = "pending"   // seen, pods not yet there
+	Prepared  Phase = "prepared"  // an agent stands in every pod; traffic not yet diverted
+	Active    Phase = "active"    // the handler runs, agents are Ready, traffic goes to it
+	Restoring Phase = "restoring" // being undone
+	Failed    Phase = "failed"    // see Error; the connector is to delete the Lease
+)
+
+// EngagementStatus is the annotation that the manager writes.
+type EngagementStatus struct {
+	Phase  Phase       `json:"phase"`
+	Ports  []Port      `json:"ports,omitempty"`
+	Pods   []PodStatus `json:"pods,omitempty"`
+	Error  string      `json:"error,omitempty"`
+	Hint   string      `json:"hint,omitempty"`
+	Method string      `json:"method,omitempty"` // surge or recreate: how the pods were swapped
+}
+
+// PodStatus is one pod of an engaged workload.
+type PodStatus struct {
+	Name  string `json:"name"`
+	IP    string `json:"ip,omitempty"`
+	Agent bool   `json:"agent"` // its agent has arrived at the manager
+	Ready bool   `json:"ready"`
+}
+
+// AnnotationHandler on an engagement's Lease is written by the connector: "run"
+// once the handler runs. Until then agents stay unready, so that the workload's
+// old pods go on answering.
+const (
+	AnnotationHandler = Group + "/handler"
+	HandlerRun        = "run"
+)
+
+// Finalizer on an engagement's Lease is removed by the manager after the
+// workload has been restored, so that "the Lease is gone" means "restored".
+const Finalizer = Group + "/restore"
+
+// EngagementName is the name of the Lease that engages the container of a
+// workload exclusively. Long names are shortened with a hash, since an object's
+// name has at most 253 characters and a label value 63.
+func EngagementName(workloadKind, workload, container string) string {
+	n := strings.ToLower(fmt.Sprintf("berth-%s-%s-%s", workloadKind, workload, container))
+	if len(n) <= 63 {
+		return n
+	}
+	h := sha256.Sum256([]byte(n))
+	return n[:54] + "-" + hex.EncodeToString(h[:4])
+}
+
+// ConnectionName is the name of a connection's Lease.
+func ConnectionName(id string) string { return "berth-connection-" + id }
+
+// Marshal is the JSON of v for an annotation; v is one of this package's types,
+// none of which can fail to marshal.
+func Marshal(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// Unmarshal reads an annotation.
+func Unmarshal[T any](s string) (T, error) {
+	var v T
+	if err := json.Unmarshal([]byte(s), &v); err != nil {
+		return v, fmt.Errorf("parse annotation: %w", err)
+	}
+	return v, nil
+}
+
+// Methods of the manager that are called over a tunnel session (tunnel.Call).
+const (
+	MethodEnvironment = "engagement.environment" // EnvironmentRequest -> Environment, manager asks an agent
+	MethodAgentEnv    = "agent.environment"      // the same from manager to agent
+)
+
+// EnvironmentRequest asks for the environment of the engaged container.
+type EnvironmentRequest struct {
+	Engagement string `json:"engagement"`
+}
+
+// Environment is what the engaged container would have: never logged, never a
+// fact, never in an object.
+type Environment struct {
+	Env []string `json:"env"` // KEY=value, sorted by key; values may hold any bytes but NUL
+	// Mounts are the paths of the container's volumes.
+	Mounts []string `json:"mounts"`
+}
