@@ -158,9 +158,12 @@ const (
 	HandlerRun        = "run"
 )
 
-// Finalizer on an engagement's Lease is removed by the manager after the
-// workload has been restored, so that "the Lease is gone" means "restored".
-const Finalizer = Group + "/restore"
+// AnnotationRelease on an engagement's Lease asks the manager to restore the
+// workload and then to delete the Lease, so that "the Lease is gone" means
+// "restored". (A finalizer would promise the same, but would leave a namespace
+// that cannot be deleted where the manager is gone.) A Lease that is deleted by
+// hand or that was not renewed in time is restored likewise.
+const AnnotationRelease = Group + "/release"
 
 // EngagementName is the name of the Lease that engages the container of a
 // workload exclusively. Long names are shortened with a hash, since an object's
@@ -210,7 +213,7 @@ type EnvironmentRequest struct {
 // Environment is what the engaged container would have: never logged, never a
 // fact, never in an object.
 type Environment struct {
-	Env []string `json:"env"` // KEY=value, sorted by key; values may hold any bytes but NUL
+	Env [][]byte `json:"env"` // KEY=value, sorted by key; values may hold any bytes but NUL
 	// Mounts are the paths of the container's volumes.
 	Mounts []string `json:"mounts"`
 }

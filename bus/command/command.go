@@ -1,0 +1,316 @@
+// Package command defines what may be asked of a service: the request-reply
+// half of the bus, and Berth's public API beside the facts.
+//
+// A reply means accepted or refused, and comes fast; what becomes of an
+// accepted command is told by facts. The caller mints the id of what it asks
+// for, subscribes to its facts, and then sends the command: no fact is missed,
+// and sending the same command again is harmless.
+package command
+
+import (
+	"encoding/json"
+	"time"
+
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+)
+
+// Spec ties a command's subject to the types of its request and reply.
+type Spec[Req, Rep any] struct {
+	Service subject.Service
+	Verb    string
+	// PerConnection: the service has one instance for each connection, and the
+	// subject carries the connection's id.
+	PerConnection bool
+}
+
+// Accepted is the reply of a command that has no other.
+type Accepted struct {
+	ID string `json:"id,omitempty"`
+	// Already is set where what was asked for had been there before.
+	Already bool `json:"already,omitempty"`
+}
+
+// None is an empty request.
+type None struct{}
+
+// The commands.
+var (
+	// ---- connector: the public API ----
+	ConnectionOpen  = Spec[OpenConnection, Accepted]{Service: subject.Connector, Verb: "connection-open"}
+	ConnectionClose = Spec[CloseConnection, Accepted]{Service: subject.Connector, Verb: "connection-close"}
+	EngagementOpen  = Spec[OpenEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-open"}
+	EngagementClose = Spec[CloseEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-close"}
+	StateGet        = Spec[None, State]{Service: subject.Connector, Verb: "state-get"}
+	WorkloadsList   = Spec[ListWorkloads, Workloads]{Service: subject.Connector, Verb: "workloads-list"}
+	Install         = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "install"}
+	Uninstall       = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "uninstall"}
+
+	// ---- runner ----
+	NetworkJoin     = Spec[JoinNetwork, Accepted]{Service: subject.Runner, Verb: "network-join"}
+	DaemonStart     = Spec[StartDaemon, Accepted]{Service: subject.Runner, Verb: "daemon-start"}
+	DaemonStop      = Spec[StopDaemon, Accepted]{Service: subject.Runner, Verb: "daemon-stop"}
+	HandlerCheck    = Spec[CheckHandler, CheckedHandler]{Service: subject.Runner, Verb: "handler-check"}
+	HandlerCreate   = Spec[CreateHandler, Accepted]{Service: subject.Runner, Verb: "handler-create"}
+	HandlerStart    = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-start"}
+	HandlerStop     = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-stop"}
+	ContainerCreate = Spec[CreateContainer, CreatedContainer]{Service: subject.Runner, Verb: "container-create"}
+
+	// ---- vif ----
+	TunnelOpen  = Spec[OpenTunnel, Accepted]{Service: subject.VIF, Verb: "tunnel-open", PerConnection: true}
+	Credentials = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
+	VIFState    = Spec[None, VIFStatus]{Service: subject.VIF, Verb: "state", PerConnection: true}
+	Engage      = Spec[EngageHandler, Accepted]{Service: subject.VIF, Verb: "engage", PerConnection: true}
+	Disengage   = Spec[EngagementRef, Accepted]{Service: subject.VIF, Verb: "disengage", PerConnection: true}
+)
+
+// OpenConnection asks for a connection. Kubeconfig is the JSON of a kubeconfig
+// merged, minified to Context and with certificates inlined, whose server is
+// reachable from a container on Networks. It rides in the request only.
+type OpenConnection struct {
+	ID               string          `json:"id"`
+	Name             string          `json:"name"`
+	Context          string          `json:"context"`
+	Namespace        string          `json:"namespace"`
+	ManagerNamespace string          `json:"managerNamespace"`
+	Server           string          `json:"server"` // as the user's kubeconfig has it, for people
+	Kubeconfig       json.RawMessage `json:"kubeconfig"`
+	Networks         []string        `json:"networks,omitempty"` // Docker networks from which the API server is reached
+	AlsoProxy        []string        `json:"alsoProxy,omitempty"`
+	NeverProxy       []string        `json:"neverProxy,omitempty"`
+	Expose           []string        `json:"expose,omitempty"`
+	Hostname         string          `json:"hostname,omitempty"`
+	Client           string          `json:"client"` // user@host
+}
+
+// CloseConnection ends a connection, by id.
+type CloseConnection struct {
+	ID    string `json:"id"`
+	Cause string `json:"cause"`
+}
+
+// OpenEngagement asks for an engagement.
+type OpenEngagement struct {
+	ID         string   `json:"id"`
+	Connection string   `json:"connection"` // id
+	Kind       string   `json:"kind"`       // replace, intercept, ingest
+	Namespace  string   `json:"namespace,omitempty"`
+	Workload   string   `json:"workload"` // [kind/]name
+	Container  string   `json:"container,omitempty"`
+	Ports      []string `json:"ports,omitempty"`   // as given with --port
+	Address    string   `json:"address,omitempty"` // where the handler listens; 127.0.0.1
+	// Handler is the container to run; nil leaves the handler to the caller.
+	Handler *Handler `json:"handler,omitempty"`
+	// Holder is the presence subject (subject.Live) whose owner must live for
+	// the engagement to live; empty: nobody in particular.
+	Holder string `json:"holder,omitempty"`
+}
+
+// Handler is a container to create, in the Docker Engine's own JSON, as
+// Docker's own command line parsed the user's arguments.
+type Handler struct {
+	Name       string          `json:"name,omitempty"` // the user's --name
+	Config     json.RawMessage `json:"config"`         // container.Config
+	HostConfig json.RawMessage `json:"hostConfig"`     // container.HostConfig
+	Networking json.RawMessage `json:"networking,omitempty"`
+	Platform   string          `json:"platform,omitempty"`
+	// Attach: the caller attaches to the container after HandlerCreated and
+	// sends HandlerStart itself; otherwise connector starts it at once.
+	Attach bool `json:"attach,omitempty"`
+}
+
+// CloseEngagement ends an engagement, by id or by name (workload/container or workload).
+type CloseEngagement struct {
+	ID         string `json:"id,omitempty"`
+	Name       string `json:"name,omitempty"`
+	Connection string `json:"connection,omitempty"`
+	Cause      string `json:"cause"`
+}
+
+// State is all that connector knows.
+type State struct {
+	Version     string       `json:"version"`
+	Connections []Connection `json:"connections"`
+	Engagements []Engagement `json:"engagements"`
+}
+
+// Connection is a connection's record. Keys are stable: `ctl status` prints it.
+type Connection struct {
+	ID         string       `json:"id"`
+	Name       string       `json:"name"`
+	Context    string       `json:"context"`
+	Namespace  string       `json:"namespace"`
+	Server     string       `json:"server"`
+	Phase      string       `json:"phase"` // connecting, connected, disconnecting
+	Healthy    bool         `json:"healthy"`
+	Cause      *fault.Error `json:"cause,omitempty"`
+	Since      time.Time    `json:"since"`
+	Daemon     string       `json:"daemon"`
+	Options    string       `json:"options"` // digest of the flags, to tell a repeated connect from a changed one
+	ServerInfo string       `json:"serverVersion,omitempty"`
+	Manager    string       `json:"managerVersion,omitempty"`
+	Transport  string       `json:"transport,omitempty"`
+	Subnets    []string     `json:"subnets,omitempty"`
+}
+
+// Engagement is an engagement's record.
+type Engagement struct {
+	ID         string       `json:"id"`
+	Name       string       `json:"name"`
+	Connection string       `json:"connection"`
+	Kind       string       `json:"kind"`
+	Namespace  string       `json:"namespace"`
+	Workload   string       `json:"workload"`
+	Container  string       `json:"container"`
+	Phase      string       `json:"phase"` // requested, prepared, created, active, restoring
+	Handler    string       `json:"handler,omitempty"`
+	Ports      []event.Port `json:"ports,omitempty"`
+	Pods       []string     `json:"pods,omitempty"`
+	Since      time.Time    `json:"since"`
+}
+
+// ListWorkloads asks for the workloads of a namespace (default: the connected one).
+type ListWorkloads struct {
+	Connection string `json:"connection"`
+	Namespace  string `json:"namespace,omitempty"`
+}
+
+// Workloads is the reply.
+type Workloads struct {
+	Items []Workload `json:"items"`
+}
+
+// Workload is one that can, or says why it cannot, be engaged.
+type Workload struct {
+	Kind       string   `json:"kind"`
+	Name       string   `json:"name"`
+	Namespace  string   `json:"namespace"`
+	Ready      string   `json:"ready"` // 1/1
+	Containers []string `json:"containers"`
+	Engageable bool     `json:"engageable"`
+	Reason     string   `json:"reason,omitempty"` // why not
+	Holder     string   `json:"holder,omitempty"` // user@host that engages it
+	Engagement string   `json:"engagement,omitempty"`
+}
+
+// InstallCluster puts the cluster side in, or takes it out. ID is minted by the
+// caller; facts are stated on scope installation.
+type InstallCluster struct {
+	ID         string          `json:"id"`
+	Kubeconfig json.RawMessage `json:"kubeconfig"`
+	Networks   []string        `json:"networks,omitempty"`
+	Namespace  string          `json:"namespace"` // the manager's
+	Image      string          `json:"image,omitempty"`
+}
+
+// JoinNetwork attaches a workspace container to a Docker network.
+type JoinNetwork struct {
+	Component string `json:"component"` // connector
+	Network   string `json:"network"`
+}
+
+// StartDaemon starts the daemon container of a connection.
+type StartDaemon struct {
+	Connection string   `json:"connection"` // id
+	Name       string   `json:"name"`       // the connection's name; the container is berth-<name>
+	Networks   []string `json:"networks,omitempty"`
+	Hostname   string   `json:"hostname,omitempty"`
+	Expose     []string `json:"expose,omitempty"`
+	// Bus is the configuration with which vif reaches the bus: bus.Config as
+	// JSON, with the seed of an identity made for this connection.
+	Bus json.RawMessage `json:"bus"`
+}
+
+// StopDaemon removes the daemon container of a connection.
+type StopDaemon struct {
+	Connection string `json:"connection"`
+}
+
+// CheckHandler asks whether a handler could be created: image present, name
+// free or held by a dead container of ours, flags honourable beside a shared
+// network. It changes nothing but removing such a dead container.
+type CheckHandler struct {
+	Connection string  `json:"connection"`
+	Handler    Handler `json:"handler"`
+	Name       string  `json:"name"` // automatic name, used unless the user gave one
+}
+
+// CheckedHandler says what would be run.
+type CheckedHandler struct {
+	Name  string `json:"name"`
+	Image string `json:"image"` // ID
+}
+
+// CreateHandler creates a handler. Env is the remote environment; the user's
+// own entries in Handler.Config win.
+type CreateHandler struct {
+	Engagement string            `json:"engagement"`
+	Connection string            `json:"connection"`
+	Name       string            `json:"name"` // automatic name
+	Handler    Handler           `json:"handler"`
+	Env        [][]byte          `json:"env,omitempty"`
+	Mounts     []Mount           `json:"mounts,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+}
+
+// Mount is a remote volume to mount in the handler.
+type Mount struct {
+	Volume   string            `json:"volume"` // name of the Docker volume to create
+	Path     string            `json:"path"`
+	ReadOnly bool              `json:"readOnly,omitempty"`
+	Options  map[string]string `json:"options,omitempty"` // of the telemount driver
+}
+
+// EngagementRef names an engagement by id.
+type EngagementRef struct {
+	Engagement string `json:"engagement"`
+}
+
+// CreateContainer creates a container on a connection's network that is no
+// handler: curl, docker-run. The caller attaches and starts it through the engine.
+type CreateContainer struct {
+	Connection string  `json:"connection"`
+	Component  string  `json:"component"` // curl, docker-run
+	Handler    Handler `json:"handler"`
+}
+
+// CreatedContainer is the reply.
+type CreatedContainer struct {
+	ContainerID string   `json:"containerID"`
+	Warnings    []string `json:"warnings,omitempty"`
+}
+
+// Access is what vif needs to reach the manager through the API server: as
+// little as possible and short-lived where the cluster allows it.
+type Access struct {
+	Kubeconfig json.RawMessage `json:"kubeconfig"`
+	Expires    time.Time       `json:"expires,omitzero"` // zero: does not
+}
+
+// OpenTunnel tells vif to join the cluster.
+type OpenTunnel struct {
+	Access           Access   `json:"access"`
+	ConnectionName   string   `json:"connectionName"`
+	Namespace        string   `json:"namespace"`        // connected, for the DNS search list
+	ManagerNamespace string   `json:"managerNamespace"` //
+	Pin              string   `json:"pin"`              // the manager's
+	AlsoProxy        []string `json:"alsoProxy,omitempty"`
+	NeverProxy       []string `json:"neverProxy,omitempty"`
+}
+
+// VIFStatus is the reply of VIFState.
+type VIFStatus struct {
+	TunnelUp  bool     `json:"tunnelUp"`
+	Transport string   `json:"transport"`
+	RTTMicros int64    `json:"rttMicros"`
+	Subnets   []string `json:"subnets"`
+	Flows     int      `json:"flows"`
+}
+
+// EngageHandler tells vif where an engagement's traffic goes.
+type EngageHandler struct {
+	Engagement string       `json:"engagement"`
+	Address    string       `json:"address"` // 127.0.0.1
+	Ports      []event.Port `json:"ports"`
+}

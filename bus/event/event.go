@@ -1,0 +1,301 @@
+// Package event defines the facts: what has happened, typed, in the envelope
+// of CloudEvents 1.0 (https://github.com/cloudevents/spec, JSON format).
+//
+// A fact is stated by the one service that knows it, on a subject made by
+// package subject, into the stream EVENTS. Facts only ever gain fields. State
+// is a fold over facts, kept nowhere else. Packets, build contexts, terminals
+// and environment values never are part of a fact: it carries a reference, and
+// the holder answers.
+//
+// Every fact type is listed in [All], from which the JSON Schemas under
+// bus/schema are generated and against which the golden files are checked.
+package event
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+)
+
+// Envelope is a CloudEvent in structured JSON mode. Data is the JSON of one of
+// this package's fact types.
+type Envelope struct {
+	SpecVersion     string          `json:"specversion"` // "1.0"
+	ID              string          `json:"id"`          // unique; the stream drops repeats
+	Source          string          `json:"source"`      // /services/<service>
+	Type            string          `json:"type"`        // dev.berth.<scope>.<service>.<fact>.v1
+	Subject         string          `json:"subject"`     // id of the connection, engagement or installation
+	Time            time.Time       `json:"time"`
+	DataContentType string          `json:"datacontenttype"` // application/json
+	DataSchema      string          `json:"dataschema"`      // #/<type>: file <type>.json under bus/schema
+	Data            json.RawMessage `json:"data"`
+}
+
+// Data is a fact's content.
+type Data interface {
+	// Fact says on what scope, by which service and under which name the fact
+	// is stated.
+	Fact() (subject.Scope, subject.Service, string)
+}
+
+// TypeOf is the CloudEvents type of d.
+func TypeOf(d Data) string {
+	scope, service, fact := d.Fact()
+	return fmt.Sprintf("dev.berth.%s.%s.%s.v1", scope, service, fact)
+}
+
+// New puts d about id into an envelope and returns the subject to publish it on.
+func New(id string, d Data) (string, Envelope, error) {
+	scope, service, fact := d.Fact()
+	body, err := json.Marshal(d)
+	if err != nil {
+		return "", Envelope{}, fmt.Errorf("marshal fact %s: %w", TypeOf(d), err)
+	}
+	t := TypeOf(d)
+	return subject.Fact(scope, id, service, fact), Envelope{
+		SpecVersion: "1.0", ID: rand.Text(), Source: "/services/" + string(service), Type: t,
+		Subject: id, Time: time.Now().UTC(), DataContentType: "application/json",
+		DataSchema: t + ".json", Data: body,
+	}, nil
+}
+
+// Decode reads e's data as a T if e is a fact of that type.
+func Decode[T Data](e Envelope) (T, bool) {
+	var v T
+	if e.Type != TypeOf(v) || json.Unmarshal(e.Data, &v) != nil {
+		return v, false
+	}
+	return v, true
+}
+
+// Terminal reports whether e is the last fact about its engagement or
+// connection. There is exactly one for each.
+func Terminal(e Envelope) bool {
+	switch e.Type {
+	case TypeOf(EngagementEnded{}), TypeOf(EngagementFailed{}),
+		TypeOf(Disconnected{}), TypeOf(ConnectionFailed{}),
+		TypeOf(Installed{}), TypeOf(Uninstalled{}), TypeOf(InstallationFailed{}):
+		return true
+	}
+	return false
+}
+
+// Stage is a step of `ctl connect`, in the order of Stages.
+type Stage string
+
+// The stages of a connection.
+const (
+	StageImage     Stage = "image"
+	StageDaemon    Stage = "daemon"
+	StageAPIServer Stage = "API server"
+	StageManager   Stage = "manager"
+	StageTunnel    Stage = "tunnel"
+	StageVIF       Stage = "VIF"
+	StageDNS       Stage = "DNS"
+)
+
+// Port is a port that an engagement brings to the handler.
+type Port struct {
+	Container uint16 `json:"container"`
+	Handler   uint16 `json:"handler"`
+	Protocol  string `json:"protocol"` // TCP or UDP
+	Name      string `json:"name,omitempty"`
+}
+
+// ---- connection ----
+
+// ConnectionRequested: a connection was asked for and accepted.
+type ConnectionRequested struct {
+	Name      string `json:"name"`
+	Context   string `json:"context"`
+	Namespace string `json:"namespace"`
+	Server    string `json:"server"` // URL of the API server as the user's kubeconfig has it
+}
+
+// StagePassed: connector passed a stage that has no fact of its own.
+type StagePassed struct {
+	Stage  Stage  `json:"stage"`
+	Detail string `json:"detail,omitempty"`
+	Millis int64  `json:"millis"` // since the connection was requested
+}
+
+// DaemonStarted: the daemon container runs.
+type DaemonStarted struct {
+	Container   string `json:"container"`   // name
+	ContainerID string `json:"containerID"` //
+}
+
+// DaemonExited: the daemon container is gone.
+type DaemonExited struct {
+	Container string       `json:"container"`
+	ExitCode  int          `json:"exitCode"`
+	Error     *fault.Error `json:"error,omitempty"` // why it could not be started, if so
+}
+
+// VIFStarted: the vif process of a connection is up and takes commands.
+type VIFStarted struct {
+	Version string `json:"version"`
+	Pin     string `json:"pin"` // of the key that it will open tunnels with
+}
+
+// TunnelOpened: the tunnel to the manager stands (again).
+type TunnelOpened struct {
+	Transport string `json:"transport"` // pods-proxy, portforward-websocket, portforward-spdy
+	RTTMicros int64  `json:"rttMicros"`
+}
+
+// TunnelLost: the tunnel is cut; vif tries to open it again.
+type TunnelLost struct {
+	Error fault.Error `json:"error"`
+}
+
+// InterfaceReady: the VIF and its routes stand.
+type InterfaceReady struct {
+	Interface string   `json:"interface"`
+	Subnets   []string `json:"subnets"` // routed into the cluster, CIDR
+}
+
+// DNSReady: cluster names resolve in the daemon's network.
+type DNSReady struct {
+	Server string   `json:"server"`
+	Search []string `json:"search"`
+}
+
+// VIFFailed: vif could not do what it was told; Error.Stage says at what.
+type VIFFailed struct {
+	Error fault.Error `json:"error"`
+}
+
+// Connected: all stages passed, the connection can be used.
+type Connected struct {
+	Name          string   `json:"name"`
+	Namespace     string   `json:"namespace"`
+	Daemon        string   `json:"daemon"` // name of the daemon container
+	Server        string   `json:"server"`
+	ServerVersion string   `json:"serverVersion"`
+	Manager       string   `json:"manager"` // version
+	Transport     string   `json:"transport"`
+	Subnets       []string `json:"subnets"`
+	Millis        int64    `json:"millis"`
+}
+
+// HealthChanged: the connection's health, probed through the live path, changed.
+type HealthChanged struct {
+	Healthy bool         `json:"healthy"`
+	Cause   *fault.Error `json:"cause,omitempty"`
+}
+
+// ConnectionFailed is terminal: the connection did not come up, or broke.
+type ConnectionFailed struct {
+	Error fault.Error `json:"error"`
+}
+
+// Disconnected is terminal: the connection was ended.
+type Disconnected struct {
+	Cause string `json:"cause"` // quit, command ended, …
+}
+
+// ---- engagement ----
+
+// EngagementRequested: an engagement was asked for and accepted.
+type EngagementRequested struct {
+	Name         string `json:"name"` // workload/container
+	Connection   string `json:"connection"`
+	Kind         string `json:"kind"` // replace, intercept, ingest
+	Namespace    string `json:"namespace"`
+	WorkloadKind string `json:"workloadKind"`
+	Workload     string `json:"workload"`
+	Container    string `json:"container"`
+	Image        string `json:"image,omitempty"` // the handler's
+}
+
+// WorkloadPrepared: an agent stands in every pod of the workload.
+type WorkloadPrepared struct {
+	Pods   []string `json:"pods"`
+	Ports  []Port   `json:"ports"`
+	Method string   `json:"method"` // surge or recreate
+	Millis int64    `json:"millis"`
+}
+
+// HandlerCreated: the handler's container exists and may be attached to.
+type HandlerCreated struct {
+	Container   string `json:"container"`
+	ContainerID string `json:"containerID"`
+	Image       string `json:"image"` // ID
+}
+
+// HandlerFailed: the handler's container could not be created or started.
+type HandlerFailed struct {
+	Error fault.Error `json:"error"`
+}
+
+// HandlerStarted: the handler's process runs.
+type HandlerStarted struct {
+	Container string `json:"container"`
+}
+
+// HandlerExited: the handler's container has ended.
+type HandlerExited struct {
+	Container string `json:"container"`
+	ExitCode  int    `json:"exitCode"`
+	OOMKilled bool   `json:"oomKilled,omitempty"`
+}
+
+// EngagementActive: the workload's traffic arrives at the handler.
+type EngagementActive struct {
+	Pods   []string `json:"pods"`
+	Ports  []Port   `json:"ports"`
+	Millis int64    `json:"millis"` // since the engagement was requested
+}
+
+// PodsChanged: the pods through which an active engagement is fed changed.
+type PodsChanged struct {
+	Pods []string `json:"pods"`
+}
+
+// Restoring: the engagement is being undone.
+type Restoring struct {
+	Cause string `json:"cause"`
+}
+
+// EngagementEnded is terminal: the workload runs its own container again.
+type EngagementEnded struct {
+	Cause    string `json:"cause"`              // handler exited, leave, quit, interrupted, client gone, …
+	ExitCode *int   `json:"exitCode,omitempty"` // the handler's, if it had been started
+}
+
+// EngagementFailed is terminal: it did not come about, or broke; the workload
+// is as before or Error says what is left to the lease.
+type EngagementFailed struct {
+	Error    fault.Error `json:"error"`
+	ExitCode *int        `json:"exitCode,omitempty"`
+}
+
+// ---- installation ----
+
+// InstallationStep: an object was applied or deleted, or a wait began.
+type InstallationStep struct {
+	Action string `json:"action"` // applied, deleted, waiting
+	Object string `json:"object"` // kind namespace/name
+}
+
+// Installed is terminal: the manager runs and answers.
+type Installed struct {
+	Namespace string `json:"namespace"`
+	Version   string `json:"version"`
+	Webhook   string `json:"webhook"`
+}
+
+// Uninstalled is terminal: nothing of Berth is left in the cluster.
+type Uninstalled struct {
+	Namespace string `json:"namespace"`
+}
+
+// InstallationFailed is terminal.
+type InstallationFailed struct {
+	Error fault.Error `json:"error"`
+}
