@@ -1,0 +1,3 @@
+module berth.dev/examples
+
+go 1.26.0
