@@ -1,0 +1,3 @@
+module berth.dev/deploy/devcluster
+
+go 1.26
