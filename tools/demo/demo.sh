@@ -58,10 +58,7 @@ trap 'exit 130' INT TERM
 bold "The example: frontend-v1, which calls a backend"
 "$tool" apply examples/manifests/example.yaml
 bold "Berth's side of the cluster"
-if ! "$ctl" connect --docker --name demo-probe >/dev/null 2>&1; then
-	installed=1
-fi
-"$ctl" quit --all >/dev/null 2>&1 || true
+"$tool" namespace berth 2>/dev/null || installed=1
 [ -z "$installed" ] || run "$ctl" install
 
 bold "Before: the cluster's own frontend answers"

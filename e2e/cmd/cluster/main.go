@@ -2,6 +2,7 @@
 //
 //	cluster apply|delete FILE     the example, and waits for its deployments
 //	cluster get URL               an HTTP request made inside the cluster
+//	cluster namespace NAME        exit code 0 if there is one of that name
 package main
 
 import (
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"berth.dev/e2e/rig"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func main() {
@@ -50,6 +53,10 @@ func run(ctx context.Context, args []string) error {
 	case "get":
 		out, err := c.Get(ctx, args[1])
 		fmt.Print(out)
+		return err
+	}
+	if args[0] == "namespace" {
+		_, err := c.Kube.CoreV1().Namespaces().Get(ctx, args[1], metav1.GetOptions{})
 		return err
 	}
 	return fmt.Errorf("unknown verb %q", args[0])
