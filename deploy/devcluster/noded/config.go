@@ -167,6 +167,7 @@ func components(n node) []*component {
 			"--kubeconfig="+kubeconfigFile("controllers"),
 			"--leader-elect=false", // there is no other to follow
 			"--use-service-account-credentials",
+			"--kube-api-qps=500", "--kube-api-burst=1000", // each controller first fetches a token: at 20/s, that takes 5 s
 			"--service-account-private-key-file="+keyFile("service-accounts"),
 			"--root-ca-file="+certFile("ca"),
 			"--cluster-signing-cert-file="+certFile("ca"), "--cluster-signing-key-file="+keyFile("ca"),

@@ -84,36 +84,44 @@ func etcdReady(ctx context.Context) error {
 
 func apiserverReady(ctx context.Context) error { return get(ctx, "/readyz", nil) }
 
-// nodeReady asks for a Ready condition and for a lease that this run's kubelet
-// has renewed: after a restart the condition is the last run's for a while.
+// nodeReady asks for a Ready condition that this run's kubelet vouches for, by
+// having written it or renewed its lease: after a restart the last run's is
+// there for a while. The first write comes at once on a new cluster, the first
+// renewal on an old one; API times are in whole seconds.
 func nodeReady(ctx context.Context, name string, since time.Time) error {
 	if since.IsZero() {
 		return errors.New("kubelet has not started")
 	}
-	var lease struct {
-		Spec struct{ RenewTime time.Time }
-	}
-	if err := get(ctx, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/"+name, &lease); err != nil {
-		return err
-	}
-	if lease.Spec.RenewTime.Before(since) {
-		return errors.New("the kubelet has not reported yet")
-	}
 	var object struct {
 		Status struct {
-			Conditions []struct{ Type, Status, Message string }
+			Conditions []struct {
+				Type, Status, Message string
+				LastHeartbeatTime     time.Time
+			}
 		}
 	}
 	if err := get(ctx, "/api/v1/nodes/"+name, &object); err != nil {
 		return err
 	}
 	for _, c := range object.Status.Conditions {
-		if c.Type == "Ready" && c.Status != "True" {
+		switch {
+		case c.Type != "Ready":
+			continue
+		case c.Status != "True":
 			return errors.New(c.Message)
-		}
-		if c.Type == "Ready" {
+		case !c.LastHeartbeatTime.Before(since.Truncate(time.Second)):
 			return nil
 		}
+		var lease struct {
+			Spec struct{ RenewTime time.Time }
+		}
+		if err := get(ctx, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/"+name, &lease); err != nil {
+			return err
+		}
+		if lease.Spec.RenewTime.Before(since) {
+			return errors.New("the kubelet has not reported yet")
+		}
+		return nil
 	}
 	return errors.New("the node has no Ready condition yet")
 }
