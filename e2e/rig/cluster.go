@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -197,4 +199,33 @@ func (c *Cluster) Get(ctx context.Context, url string) (string, error) {
 		}
 	}
 	return "", errors.New("no Ready pod of the example's backend: run `make example`")
+}
+
+// Labelled lists every object of every kind, in every namespace, that matches
+// the selector.
+func (c *Cluster) Labelled(ctx context.Context, selector string) ([]string, error) {
+	lists, err := c.Kube.Discovery().ServerPreferredResources()
+	if err != nil {
+		return nil, fmt.Errorf("discover resources: %w", err)
+	}
+	var all []string
+	for _, l := range lists {
+		gv, err := schema.ParseGroupVersion(l.GroupVersion)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range l.APIResources {
+			if !slices.Contains(r.Verbs, "list") || strings.Contains(r.Name, "/") {
+				continue
+			}
+			items, err := c.Dynamic.Resource(gv.WithResource(r.Name)).List(ctx, metav1.ListOptions{LabelSelector: selector})
+			if err != nil {
+				continue // not every listable kind can be listed with a selector
+			}
+			for _, i := range items.Items {
+				all = append(all, fmt.Sprintf("%s %s/%s", r.Name, i.GetNamespace(), i.GetName()))
+			}
+		}
+	}
+	return all, nil
 }

@@ -1,0 +1,247 @@
+// Probe is the handler and the client of the end-to-end tests: one static
+// program whose first word says what it does. It prints what it saw, and its
+// exit code is 0 when it saw what was asked for.
+//
+//	probe serve [ADDR]              HTTP: first line "probe", then the environment's names
+//	probe exit CODE                 ends with that code
+//	probe stubborn                  ignores every signal that can be ignored
+//	probe get URL                   prints an HTTP answer
+//	probe refused ADDR              a connection to ADDR is refused
+//	probe udp ADDR TEXT             TEXT comes back from a UDP echo server
+//	probe ping IP                   an ICMP echo is answered
+//	probe noping IP                 none is, within two seconds
+//	probe resolve NAME              prints the addresses, sorted
+//	probe srv NAME, probe ptr IP    prints what DNS says
+//	probe halfclose ADDR            sends, closes its half, reads the echo to the end
+//	probe echo PORT                 TCP and UDP echo server
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) == 0 {
+		args = []string{"serve"}
+	}
+	arg := func(i int) string {
+		if i < len(args) {
+			return args[i]
+		}
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	switch args[0] {
+	case "serve":
+		return serve(arg(1))
+	case "exit":
+		n, err := strconv.Atoi(arg(1))
+		if err != nil {
+			return err
+		}
+		os.Exit(n)
+	case "stubborn":
+		signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+		fmt.Println("stubborn")
+		return serve("")
+	case "get":
+		return get(ctx, arg(1))
+	case "refused":
+		c, err := net.DialTimeout("tcp", arg(1), 5*time.Second)
+		if err == nil {
+			c.Close()
+			return fmt.Errorf("%s accepted the connection", arg(1))
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("not refused but: %w", err)
+		}
+		return nil
+	case "udp":
+		return udp(arg(1), arg(2))
+	case "ping":
+		return ping(arg(1))
+	case "noping":
+		if ping(arg(1)) == nil {
+			return fmt.Errorf("%s answered", arg(1))
+		}
+		return nil
+	case "resolve":
+		a, err := net.DefaultResolver.LookupHost(ctx, arg(1))
+		slices.Sort(a)
+		fmt.Println(strings.Join(a, " "))
+		return err
+	case "srv":
+		_, s, err := net.DefaultResolver.LookupSRV(ctx, "", "", arg(1))
+		for _, r := range s {
+			fmt.Println(r.Target, r.Port)
+		}
+		return err
+	case "ptr":
+		n, err := net.DefaultResolver.LookupAddr(ctx, arg(1))
+		fmt.Println(strings.Join(n, " "))
+		return err
+	case "halfclose":
+		return halfClose(arg(1))
+	case "echo":
+		return echo(arg(1))
+	}
+	return fmt.Errorf("unknown word %q", args[0])
+}
+
+func serve(addr string) error {
+	if addr == "" {
+		addr = ":8080"
+	}
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "probe")
+		for _, e := range os.Environ() {
+			k, _, _ := strings.Cut(e, "=")
+			fmt.Fprintln(w, k)
+		}
+	})
+	fmt.Println("serving on", addr)
+	return http.ListenAndServe(addr, nil)
+}
+
+func get(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
+
+func udp(addr, text string) error {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	buf := make([]byte, 65536)
+	for range 3 { // UDP may lose one
+		if _, err := c.Write([]byte(text)); err != nil {
+			return err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, err := c.Read(buf)
+		if err == nil && string(buf[:n]) == text {
+			fmt.Println(n, "bytes")
+			return nil
+		}
+	}
+	return fmt.Errorf("no echo from %s", addr)
+}
+
+func ping(ip string) error {
+	c, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	id := os.Getpid() & 0xffff
+	msg, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: 1, Data: []byte("berth")}}).Marshal(nil)
+	if err != nil {
+		return err
+	}
+	if _, err := c.WriteTo(msg, &net.IPAddr{IP: net.ParseIP(ip)}); err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		m, err := icmp.ParseMessage(1, buf[:n])
+		if err == nil && m.Type == ipv4.ICMPTypeEchoReply && from.String() == ip {
+			if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && string(e.Data) == "berth" {
+				return nil
+			}
+		}
+	}
+}
+
+func halfClose(addr string) error {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<14)
+	go func() {
+		_, _ = c.Write(sent)
+		_ = c.(*net.TCPConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, sent) {
+		return fmt.Errorf("sent %d bytes, %d came back", len(sent), len(got))
+	}
+	return nil
+}
+
+func echo(port string) error {
+	pc, err := net.ListenPacket("udp", ":"+port)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = pc.WriteTo(buf[:n], from)
+		}
+	}()
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return err
+	}
+	fmt.Println("echo on", port)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+			_ = c.(*net.TCPConn).CloseWrite()
+		}()
+	}
+}

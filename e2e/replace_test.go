@@ -1,0 +1,214 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth.dev/e2e/rig"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// connect connects, and quits when the test ends, after which nothing that is
+// labelled Berth's may be left on the engine.
+func connect(t *testing.T, ctl *rig.Ctl, args ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		r := (&rig.Ctl{Path: ctl.Path, Kubeconfig: ctl.Kubeconfig, Env: ctl.Env, Credential: ctl.Credential}).Run(t, "quit", "--all")
+		if r.Code != 0 {
+			t.Errorf("%v", r)
+		}
+		if left := rig.Leftovers(t); len(left) > 0 {
+			t.Errorf("left after quit: %v", left)
+		}
+	})
+	ctl.Must(t, append([]string{"connect", "--docker"}, args...)...)
+}
+
+// answers probes until the frontend's answer, asked for inside the cluster,
+// begins with the line want.
+func answers(t *testing.T, limit time.Duration, want string) string {
+	t.Helper()
+	var body string
+	rig.Eventually(t, limit, "the service answers "+want, func(ctx context.Context) (bool, string) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		got, err := cluster.Get(ctx, "http://frontend-v1")
+		if err != nil {
+			return false, err.Error()
+		}
+		body = got
+		return strings.HasPrefix(got, want+"\n"), got
+	})
+	return body
+}
+
+// restored checks that the workload is as it was: its own container, no agent,
+// no label, no Lease.
+func restored(t *testing.T) {
+	t.Helper()
+	answers(t, time.Minute, "frontend v1")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cluster.Settle(ctx, "default", "frontend-v1"); err != nil {
+		t.Fatal(err)
+	}
+	pods, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=frontend-v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pods.Items {
+		for k := range p.Labels {
+			if strings.HasPrefix(k, "berth.dev/") {
+				t.Errorf("pod %s still has the label %s", p.Name, k)
+			}
+		}
+		for _, c := range p.Spec.Containers {
+			if !strings.HasPrefix(c.Image, "frontend-v1") {
+				t.Errorf("pod %s runs %s", p.Name, c.Image)
+			}
+		}
+	}
+	leases, err := cluster.Kube.CoordinationV1().Leases("default").List(ctx, metav1.ListOptions{LabelSelector: "berth.dev/kind"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range leases.Items {
+		t.Errorf("lease %s is left", l.Name)
+	}
+}
+
+func TestReplaceEndings(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+
+	t.Run("handler exits", func(t *testing.T) {
+		p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
+		body := answers(t, time.Minute, "frontend v2")
+		for _, want := range []string{"backend: hello from the backend in the cluster", "GREETING=hello from the cluster's config map", "POD_NAME=frontend-v1-"} {
+			if !strings.Contains(body, want) {
+				t.Errorf("the handler's answer lacks %q:\n%s", want, body)
+			}
+		}
+		rig.Docker(t, "kill", "--signal", "KILL", handlerOf(t, "frontend-v1"))
+		if r := p.Wait(t, time.Minute); r.Code != 137 {
+			t.Errorf("want the handler's exit code 137: %v", r)
+		}
+		restored(t)
+	})
+	t.Run("its exit code", func(t *testing.T) {
+		r := ctl.Run(t, "replace", "frontend-v1", "--docker-run", "--", probeImage, "exit", "7")
+		if r.Code != 7 {
+			t.Errorf("want exit code 7: %v", r)
+		}
+		restored(t)
+	})
+	t.Run("interrupt", func(t *testing.T) {
+		p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", probeImage, "stubborn")
+		answers(t, time.Minute, "probe")
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+		noHandler(t)
+		restored(t)
+	})
+	t.Run("leave", func(t *testing.T) {
+		p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
+		answers(t, time.Minute, "frontend v2")
+		ctl.Must(t, "leave", "frontend-v1")
+		p.Wait(t, time.Minute)
+		noHandler(t)
+		restored(t)
+	})
+	t.Run("quit", func(t *testing.T) {
+		p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
+		answers(t, time.Minute, "frontend v2")
+		ctl.Must(t, "quit")
+		p.Wait(t, time.Minute)
+		noHandler(t)
+		restored(t)
+	})
+}
+
+// handlerOf is the ID of the container that runs as the handler of a workload.
+func handlerOf(t *testing.T, workload string) string {
+	t.Helper()
+	ids := rig.Docker(t, "ps", "-q", "--filter", "label=berth.dev/component=handler", "--filter", "name=intercept-"+workload)
+	if len(ids) != 1 {
+		t.Fatalf("want one handler of %s, have %v", workload, ids)
+	}
+	return ids[0]
+}
+
+func noHandler(t *testing.T) {
+	t.Helper()
+	if ids := rig.Docker(t, "ps", "-aq", "--filter", "label=berth.dev/component=handler"); len(ids) > 0 {
+		t.Errorf("handlers left: %v", ids)
+	}
+}
+
+// No request is lost while the handler takes over: the old pod answers until
+// the agent is Ready and the handler runs.
+func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	stop := make(chan struct{})
+	type tally struct {
+		v1, v2 int
+		errs   []string
+	}
+	done := make(chan tally)
+	go func() {
+		var n tally
+		for {
+			select {
+			case <-stop:
+				done <- n
+				return
+			default:
+			}
+			got, err := cluster.Get(context.Background(), "http://frontend-v1")
+			switch {
+			case err != nil:
+				n.errs = append(n.errs, err.Error())
+			case strings.HasPrefix(got, "frontend v2"):
+				n.v2++
+			default:
+				n.v1++
+			}
+		}
+	}()
+	p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
+	answers(t, time.Minute, "frontend v2")
+	rig.Eventually(t, time.Minute, "the old pod is gone", func(ctx context.Context) (bool, string) {
+		d, err := cluster.Kube.AppsV1().Deployments("default").Get(ctx, "frontend-v1", metav1.GetOptions{})
+		if err != nil {
+			return false, err.Error()
+		}
+		pods, err := cluster.Pods(ctx, "default", d)
+		if err != nil {
+			return false, err.Error()
+		}
+		return len(pods) == 1, ""
+	})
+	close(stop)
+	n := <-done
+	t.Logf("%d answers of v1, %d of v2, %d errors", n.v1, n.v2, len(n.errs))
+	if len(n.errs) > 0 {
+		t.Errorf("requests lost: %v", n.errs)
+	}
+	if n.v2 == 0 {
+		t.Error("no request reached v2")
+	}
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.Wait(t, time.Minute)
+	restored(t)
+}
