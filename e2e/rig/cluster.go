@@ -229,3 +229,9 @@ func (c *Cluster) Labelled(ctx context.Context, selector string) ([]string, erro
 	}
 	return all, nil
 }
+
+// DeletePods deletes the pods that match, without grace.
+func (c *Cluster) DeletePods(ctx context.Context, ns, selector string) error {
+	now := int64(0)
+	return c.Kube.CoreV1().Pods(ns).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{LabelSelector: selector})
+}

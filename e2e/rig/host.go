@@ -2,6 +2,7 @@ package rig
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -104,4 +105,15 @@ func Eventually(t *testing.T, limit time.Duration, what string, ok func(context.
 		case <-tick.C:
 		}
 	}
+}
+
+// DevclusterNode is the container that is the node of the dev cluster, or "" if
+// KUBECONFIG leads elsewhere.
+func DevclusterNode(t *testing.T) string {
+	t.Helper()
+	names := Docker(t, "ps", "--filter", "name=^berth-devcluster$", "--format", "{{.Names}}")
+	if len(names) == 1 && strings.Contains(os.Getenv("KUBECONFIG"), "devcluster") {
+		return names[0]
+	}
+	return ""
 }
