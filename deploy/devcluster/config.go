@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // config is what flags and the environment say.
@@ -17,7 +18,7 @@ type config struct {
 	source     string // deploy/devcluster in the checkout
 }
 
-const usage = `usage: devcluster [-kubeconfig FILE] up | load IMAGE... | status | down`
+const usage = `usage: devcluster up [--kubeconfig FILE] [--port N] | load IMAGE... | status | down [--kubeconfig FILE]`
 
 func configure(args []string) (config, error) {
 	var c config
@@ -31,14 +32,17 @@ func configure(args []string) (config, error) {
 	flags.Usage = func() { fmt.Fprintln(flags.Output(), usage); flags.PrintDefaults() }
 	flags.StringVar(&c.kubeconfig, "kubeconfig", filepath.Join(root, ".cache", "devcluster", "kubeconfig"), "where `up` writes the kubeconfig")
 	flags.StringVar(&c.port, "port", os.Getenv("BERTH_DEVCLUSTER_PORT"), "port of the API on 127.0.0.1 (default 16443, or any if that is taken) (BERTH_DEVCLUSTER_PORT)")
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") { // the command may stand first or after the flags
+		c.command, args = args[0], args[1:]
+	}
 	if err := flags.Parse(args); err != nil {
 		return c, err
 	}
-	if flags.NArg() == 0 {
-		return c, errors.New(usage)
+	c.images = flags.Args()
+	if c.command == "" && len(c.images) > 0 {
+		c.command, c.images = c.images[0], c.images[1:]
 	}
-	c.command, c.images = flags.Arg(0), flags.Args()[1:]
-	if (c.command == "load") != (len(c.images) > 0) {
+	if c.command == "" || (c.command == "load") != (len(c.images) > 0) {
 		return c, errors.New(usage)
 	}
 	return c, nil

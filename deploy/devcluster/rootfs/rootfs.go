@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 
 	"berth.dev/deploy/devcluster/cachedir"
@@ -26,7 +27,8 @@ type Spec struct {
 	Variant  string   // mmdebstrap's --variant
 	Packages []string // Debian packages
 	Exclude  []string // dpkg path-exclude patterns
-	Hooks    []string // mmdebstrap --customize-hook scripts; $1 is the root
+	Setup    []string // shell lines before anything is unpacked; $1 is the root
+	Hooks    []string // shell lines after variant "extract" unpacked everything; $1 is the root
 }
 
 // Key names the result: the specification and the suite it is made from. A
@@ -39,9 +41,10 @@ func (s Spec) Key() (string, error) {
 	}
 	k := cachedir.NewKey("rootfs")
 	k.Add(s.Name, s.Variant, suite)
-	k.Add(s.Packages...)
-	k.Add(s.Exclude...)
-	k.Add(s.Hooks...)
+	for _, list := range [][]string{s.Packages, s.Exclude, s.Setup, s.Hooks} {
+		k.Add(strconv.Itoa(len(list)))
+		k.Add(list...)
+	}
 	return k.String(), nil
 }
 
@@ -79,8 +82,11 @@ func (s Spec) make(ctx context.Context, tarFile string) error {
 	for _, e := range s.Exclude {
 		args = append(args, "--dpkgopt=path-exclude="+e)
 	}
+	for _, h := range s.Setup {
+		args = append(args, "--setup-hook="+h)
+	}
 	for _, h := range s.Hooks {
-		args = append(args, "--customize-hook="+h)
+		args = append(args, "--extract-hook="+h)
 	}
 	args = append(args, suite, tarFile)
 	args = append(args, sources...)
