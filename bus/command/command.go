@@ -234,6 +234,9 @@ type CheckHandler struct {
 	Connection string  `json:"connection"`
 	Handler    Handler `json:"handler"`
 	Name       string  `json:"name"` // automatic name, used unless the user gave one
+	// Ports are those that the handler is to listen on: no two handlers of a
+	// connection can have the same one, since they share a network.
+	Ports []event.Port `json:"ports,omitempty"`
 }
 
 // CheckedHandler says what would be run.
@@ -252,6 +255,7 @@ type CreateHandler struct {
 	Env        [][]byte          `json:"env,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Ports      []event.Port      `json:"ports,omitempty"` // see CheckHandler
 }
 
 // Mount is a remote volume to mount in the handler.
