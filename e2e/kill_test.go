@@ -42,7 +42,10 @@ func TestKill(t *testing.T) {
 		{"connector", engine("connector"), false},
 		{"runner", engine("runner"), false},
 		{"vif", engine("vif"), false},
-		{"manager", func(t *testing.T, _ *rig.Proc) { t.Helper(); killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager") }, true},
+		{"manager", func(t *testing.T, _ *rig.Proc) {
+			t.Helper()
+			killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager")
+		}, true},
 		{"agent", func(t *testing.T, _ *rig.Proc) { t.Helper(); killInCluster(t, "default", "app=frontend-v1", "agent") }, true},
 	}
 	for _, c := range cases {
