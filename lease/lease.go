@@ -203,6 +203,23 @@ func Unmarshal[T any](s string) (T, error) {
 const (
 	MethodEnvironment = "engagement.environment" // EnvironmentRequest -> Environment, manager asks an agent
 	MethodAgentEnv    = "agent.environment"      // the same from manager to agent
+	MethodAgentRun    = "agent.run"              // AgentRun -> AgentRun, manager tells an agent
+)
+
+// AgentRun tells an agent whether its handler runs: it is Ready only while it does.
+type AgentRun struct {
+	Run bool `json:"run"`
+}
+
+// AgentAudience is the audience of the projected service-account token with
+// which an agent proves to the manager in which pod it runs.
+const AgentAudience = "berth-manager"
+
+// Annotations that the manager puts on pods, so that whoever finds one of them
+// knows what it belongs to and how it was.
+const (
+	AnnotationWorkload = Group + "/workload"        // kind/name
+	AnnotationLabels   = Group + "/original-labels" // JSON of the labels before the pod was released
 )
 
 // EnvironmentRequest asks for the environment of the engaged container.
