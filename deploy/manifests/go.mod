@@ -1,0 +1,3 @@
+module berth.dev/deploy/manifests
+
+go 1.26.0
