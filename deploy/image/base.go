@@ -22,6 +22,8 @@ var debian = rootfs.Spec{
 		`for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done`,
 	},
 	Hooks: []string{
+		// What base-files makes when it is installed.
+		`cd "$1" && mkdir -p mnt media opt srv root var/lib var/cache var/log var/tmp && chmod 1777 tmp var/tmp && rm -rf var/run && ln -s /run var/run`,
 		`cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"`,
 		`echo 'root:x:0:0:root:/root:/bin/sh
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin' > "$1/etc/passwd"`,
