@@ -25,6 +25,8 @@ CLUSTER_KUBECONFIG := $(ROOT)/.cache/devcluster/kubeconfig
 # A user's own cluster is taken when KUBECONFIG is set.
 TARGET_KUBECONFIG := $(if $(KUBECONFIG),$(KUBECONFIG),$(CLUSTER_KUBECONFIG))
 DEVCLUSTER := bin/devcluster
+# How tests and benchmark bring an image of their own into the cluster.
+LOAD := $(if $(KUBECONFIG),$(BERTH_LOAD),$(ROOT)/bin/devcluster load)
 
 .PHONY: help
 help: ## show the targets
@@ -37,7 +39,7 @@ demo: prepare build images examples ## see it work: cluster, example, connect, r
 .PHONY: test
 test: prepare-test build images cluster-unless-given examples ## everything, from unit to end-to-end with faults
 	@tools/test/unit.sh $(UNIT)
-	@KUBECONFIG=$(TARGET_KUBECONFIG) tools/test/e2e.sh
+	@KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' tools/test/e2e.sh
 
 .PHONY: unit
 unit: prepare-test build images ## the tests that need no cluster
@@ -45,15 +47,15 @@ unit: prepare-test build images ## the tests that need no cluster
 
 .PHONY: e2e
 e2e: prepare-test build images cluster-unless-given examples ## the end-to-end tests alone; RUN=regexp picks some
-	@KUBECONFIG=$(TARGET_KUBECONFIG) RUN='$(RUN)' tools/test/e2e.sh
+	@KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' RUN='$(RUN)' tools/test/e2e.sh
 
 .PHONY: check
 check: prepare ## what CI runs before the tests: fmt, vet, staticcheck, dependency rules, tidy, goldens
 	@tools/check/check.sh $(MODULES)
 
 .PHONY: bench
-bench: prepare-test build images cluster-unless-given examples ## Berth, what one would use instead, and the limit, in one run
-	@go -C bench build -trimpath -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_CTL=$(ROOT)/bin/ctl bin/bench
+bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run
+	@go -C bench build -trimpath -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench
 
 .PHONY: build
 build: ## all binaries, into bin/

@@ -1,0 +1,196 @@
+// Load is the benchmark's server and client: one static program that runs in a
+// pod, in the daemon container's network and on the host.
+//
+//	load serve PORT
+//	load bulk up|down ADDR SECONDS     prints Mbit/s of one flow
+//	load rr ADDR SECONDS               prints the median and 99th percentile of a 64-byte round trip, µs
+//	load conn ADDR SECONDS             prints new connections a second, each with one round trip
+//	load dns NAME SECONDS              prints the median of look-ups of NAME, µs ("%" in NAME: a new name each time)
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) == 3 && os.Args[1] == "serve" {
+		log.Fatal(serve(":" + os.Args[2]))
+	}
+	if len(os.Args) < 4 {
+		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn ADDR S | dns NAME S")
+	}
+	secs, err := strconv.ParseFloat(os.Args[len(os.Args)-1], 64)
+	if err != nil {
+		log.Fatal(err)
+	}
+	d := time.Duration(secs * float64(time.Second))
+	switch os.Args[1] {
+	case "bulk":
+		err = bulk(os.Args[2], os.Args[3], d)
+	case "rr":
+		err = rr(os.Args[2], d)
+	case "conn":
+		err = conn(os.Args[2], d)
+	case "dns":
+		err = lookup(os.Args[2], d)
+	default:
+		err = fmt.Errorf("unknown word %q", os.Args[1])
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// serve does what the first byte of each connection says: e echoes, s swallows
+// and tells the count at the end, d sends for ever.
+func serve(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			var b [1]byte
+			if _, err := io.ReadFull(c, b[:]); err != nil {
+				return
+			}
+			switch b[0] {
+			case 'e':
+				_, _ = io.Copy(c, c)
+			case 's':
+				n, _ := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 256<<10))
+				fmt.Fprintln(c, n)
+			case 'd':
+				buf := make([]byte, 128<<10)
+				for {
+					if _, err := c.Write(buf); err != nil {
+						return
+					}
+				}
+			}
+		}()
+	}
+}
+
+func open(addr string, mode byte) (net.Conn, error) {
+	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.Write([]byte{mode})
+	return c, err
+}
+
+// warmUp is not counted: windows open and caches fill.
+const warmUp = 500 * time.Millisecond
+
+func bulk(dir, addr string, d time.Duration) error {
+	mode := map[string]byte{"up": 's', "down": 'd'}[dir]
+	c, err := open(addr, mode)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	buf := make([]byte, 256<<10)
+	var bytes int64
+	begin := time.Now()
+	for time.Since(begin) < warmUp+d {
+		if time.Since(begin) < warmUp {
+			bytes = 0
+		}
+		var n int
+		if dir == "up" {
+			n, err = c.Write(buf)
+		} else {
+			n, err = c.Read(buf)
+		}
+		if err != nil {
+			return err
+		}
+		bytes += int64(n)
+	}
+	fmt.Printf("%.0f\n", float64(bytes)*8/d.Seconds()/1e6)
+	return nil
+}
+
+func rr(addr string, d time.Duration) error {
+	c, err := open(addr, 'e')
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var all []time.Duration
+	var b [64]byte
+	for begin := time.Now(); time.Since(begin) < warmUp+d; {
+		t := time.Now()
+		if _, err := c.Write(b[:]); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return err
+		}
+		if time.Since(begin) > warmUp {
+			all = append(all, time.Since(t))
+		}
+	}
+	slices.Sort(all)
+	fmt.Println(all[len(all)/2].Microseconds(), all[len(all)*99/100].Microseconds())
+	return nil
+}
+
+func conn(addr string, d time.Duration) error {
+	n := 0
+	begin := time.Now()
+	for time.Since(begin) < d {
+		c, err := open(addr, 'e')
+		if err != nil {
+			return err
+		}
+		b := []byte{1}
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, b); err != nil {
+			return err
+		}
+		c.Close()
+		n++
+	}
+	fmt.Printf("%.0f\n", float64(n)/time.Since(begin).Seconds())
+	return nil
+}
+
+func lookup(name string, d time.Duration) error {
+	var all []time.Duration
+	r := &net.Resolver{PreferGo: true}
+	begin := time.Now()
+	for i := 0; time.Since(begin) < d; i++ {
+		n := strings.ReplaceAll(name, "%", strconv.FormatInt(time.Now().UnixNano(), 36)+strconv.Itoa(i))
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		t := time.Now()
+		_, err := r.LookupNetIP(ctx, "ip4", n)
+		all = append(all, time.Since(t))
+		cancel()
+		if err != nil && !strings.Contains(name, "%") {
+			return err
+		}
+	}
+	slices.Sort(all)
+	fmt.Println(all[len(all)/2].Microseconds())
+	return nil
+}
