@@ -1,24 +1,210 @@
 package tunnel
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// HalfCloser is an end of Relay: a *Stream or a *net.TCPConn, or anything that
-// can end its two directions on its own.
+// HalfCloser is an end of Relay: a *Stream, a *net.TCPConn, or anything that
+// can end its two directions on their own.
+//
+// Relay resets an end by the first of these that it has: Reset(Code), or
+// SetLinger(0) and Close, or Close.
 type HalfCloser interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 }
 
-// Relay copies both ways between a and b.
-func Relay(a, b HalfCloser) (sent, received int64, err error) { return 0, 0, errTODO }
+// Relay copies both ways between a and b until both directions have ended, and
+// closes both. The end of one direction travels as a half-close, a reset (or
+// any other failure) of one end at once as a reset of the other. sent counts
+// bytes from a to b.
+//
+// err is nil after an orderly end, else what failed first.
+func Relay(a, b HalfCloser) (sent, received int64, err error) {
+	var once sync.Once
+	fail := func(cause error) {
+		once.Do(func() {
+			err = cause
+			code := CodeOf(cause)
+			resetEnd(a, code)
+			resetEnd(b, code)
+		})
+	}
+	var watchers sync.WaitGroup
+	for _, end := range []HalfCloser{a, b} {
+		if s, ok := end.(*Stream); ok {
+			// The far side's reset should not wait for a copy that is stuck
+			// in the other end.
+			watchers.Add(1)
+			stop := s.afterEnd(func(cause error) { fail(cause); watchers.Done() })
+			defer func() {
+				if stop() {
+					watchers.Done()
+				}
+				watchers.Wait()
+			}()
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { sent = copyOneWay(b, a, fail) })
+	received = copyOneWay(a, b, fail)
+	wg.Wait()
+	// Taking once's turn also waits for a watcher that is amid failing.
+	once.Do(func() {
+		_ = a.Close()
+		_ = b.Close()
+	})
+	return sent, received, err
+}
 
-// RelayPackets copies datagrams both ways between a packet stream and conn (a
-// connected UDP socket, say: one Read or Write is one datagram), until either
-// ends or both are silent for idle.
+// copyOneWay copies until EOF and passes that on.
+func copyOneWay(dst, src HalfCloser, fail func(error)) int64 {
+	n, err := copyBytes(dst, src)
+	if err != nil {
+		fail(err)
+		return n
+	}
+	// A failure here is of an end that is gone, which the other direction
+	// finds out in its own words.
+	_ = dst.CloseWrite()
+	return n
+}
+
+func copyBytes(dst, src HalfCloser) (int64, error) {
+	if s, ok := src.(*Stream); ok {
+		return s.WriteTo(dst)
+	}
+	if s, ok := dst.(*Stream); ok {
+		return s.ReadFrom(src)
+	}
+	return io.Copy(dst, src) // splice(2) between sockets
+}
+
+func resetEnd(end HalfCloser, code Code) {
+	switch e := end.(type) {
+	case interface{ Reset(Code) }:
+		e.Reset(code)
+	case interface{ SetLinger(int) error }:
+		_ = e.SetLinger(0) // makes Close send RST
+	}
+	_ = end.Close()
+}
+
+// RelayPackets copies datagrams both ways between a packet stream and conn,
+// of which one Read or Write is one datagram: a connected UDP socket, say. It
+// ends when either end does, or after nothing has passed for idle (0: never),
+// and closes both. sent counts bytes from s to conn.
+//
+// An error of conn resets s with its code, so that a closed port (ICMP port
+// unreachable) reaches the other end as ECONNREFUSED.
 func RelayPackets(s *Stream, conn net.Conn, idle time.Duration) (sent, received int64, err error) {
-	return 0, 0, errTODO
+	var once sync.Once
+	finish := func(cause error) {
+		once.Do(func() {
+			if err = cause; cause == nil {
+				_ = s.Close()
+			} else {
+				s.Reset(CodeOf(cause))
+			}
+			_ = conn.Close()
+		})
+	}
+	var passed atomic.Int64 // datagrams
+	if idle > 0 {
+		stop := onIdle(&passed, idle, func() { finish(nil) })
+		defer stop()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		n, err := packetsOut(conn, s, &passed)
+		sent = n
+		finish(err)
+	})
+	n, cerr := packetsIn(s, conn, &passed)
+	received = n
+	finish(cerr)
+	wg.Wait()
+	return sent, received, err
+}
+
+func packetsOut(conn net.Conn, s *Stream, passed *atomic.Int64) (total int64, err error) {
+	c := s.sess.pool.get(maxPacket)
+	defer s.sess.pool.put(c)
+	for {
+		n, err := s.ReadPacket(c.buf)
+		if err != nil {
+			return total, orderly(err)
+		}
+		passed.Add(1)
+		// A datagram that does not fit, or finds no buffer, is lost like any
+		// other; what the peer's ICMP says comes up in Read too.
+		if _, err := conn.Write(c.buf[:n]); err == nil {
+			total += int64(n)
+		} else if errors.Is(err, net.ErrClosed) {
+			return total, nil
+		}
+	}
+}
+
+func packetsIn(s *Stream, conn net.Conn, passed *atomic.Int64) (total int64, err error) {
+	c := s.sess.pool.get(maxPacket)
+	defer s.sess.pool.put(c)
+	for {
+		n, err := conn.Read(c.buf)
+		if err != nil {
+			if err = orderly(err); err != nil {
+				err = fmt.Errorf("relay datagrams: %w", err)
+			}
+			return total, err
+		}
+		passed.Add(1)
+		if err := s.WritePacket(c.buf[:min(n, maxPacket)]); err != nil {
+			return total, orderly(err)
+		}
+		total += int64(n)
+	}
+}
+
+// orderly turns the ways in which a relay just ends into nil.
+func orderly(err error) error {
+	if err == io.EOF || errors.Is(err, net.ErrClosed) && !errors.Is(err, ErrSessionClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// onIdle calls f once count has stayed the same for d, give or take d.
+func onIdle(count *atomic.Int64, d time.Duration, f func()) (stop func()) {
+	var mu sync.Mutex
+	var timer *time.Timer
+	var stopped bool
+	last := count.Load()
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(d, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		now := count.Load()
+		switch {
+		case stopped:
+		case now == last:
+			f()
+		default:
+			last = now
+			timer.Reset(d)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
 }

@@ -1,0 +1,25 @@
+package tunnel
+
+import (
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+// notSentLowat bounds what the kernel holds unsent of a session: bytes there
+// can no longer be overtaken by a small frame.
+const notSentLowat = 128 << 10
+
+// Tune sets TCP_NODELAY and TCP_NOTSENT_LOWAT on the TCP socket under conn,
+// if there is one. NewSession does it; it is for sockets that NewSession
+// cannot see, under wrappers without NetConn. Failing is harmless and silent.
+func Tune(conn net.Conn) {
+	raw := socketOf(conn)
+	if raw == nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat)
+	})
+}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package tunnel
+
+import "net"
+
+// Tune does nothing here: net already sets TCP_NODELAY.
+func Tune(net.Conn) {}
