@@ -1,0 +1,64 @@
+package engage
+
+import (
+	"slices"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+)
+
+// Fact is the content of what a row says, from the state after it.
+func (s State) Fact(say Say) event.Data {
+	switch say {
+	case SayPrepared:
+		return event.WorkloadPrepared{Pods: s.Pods, Ports: s.Ports, Method: s.Method, Millis: s.millis()}
+	case SayActive:
+		return event.EngagementActive{Pods: s.Pods, Ports: s.Ports, Millis: s.millis()}
+	case SayPods:
+		return event.PodsChanged{Pods: s.Pods}
+	case SayRestoring:
+		return event.Restoring{Cause: s.Cause}
+	case SayEnd:
+		exit := s.ExitCode
+		if !s.Started {
+			exit = nil // a container that never ran has no exit code worth the name
+		}
+		if s.Error != nil {
+			return event.EngagementFailed{Error: *s.Error, ExitCode: exit}
+		}
+		return event.EngagementEnded{Cause: s.Cause, ExitCode: exit}
+	}
+	return nil
+}
+
+func (s State) millis() int64 { return s.now.Sub(s.Since).Milliseconds() }
+
+// Record is what state-get shows of s.
+func (s State) Record() command.Engagement {
+	return command.Engagement{
+		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
+		Namespace: s.Requested.Namespace, Workload: s.Requested.Workload, Container: s.Requested.Container,
+		Phase: s.Stage.Phase(), Handler: s.Handler,
+		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Since: s.Since,
+	}
+}
+
+// InputOf reads a fact that a service stated about an engagement. ok is false
+// for facts that decide nothing, connector's own among them.
+func InputOf(e event.Envelope) (in Input, ok bool) {
+	in.At = e.Time
+	if d, is := event.Decode[event.HandlerCreated](e); is {
+		in.On, in.Container = HandlerCreated, d.Container
+	} else if d, is := event.Decode[event.HandlerStarted](e); is {
+		in.On, in.Container = HandlerStarted, d.Container
+	} else if d, is := event.Decode[event.HandlerExited](e); is {
+		in.On, in.Container, in.ExitCode = HandlerExited, d.Container, d.ExitCode
+		if d.OOMKilled {
+			in.Cause = "handler exited: out of memory"
+		}
+	} else if d, is := event.Decode[event.HandlerFailed](e); is {
+		in.On, in.Error = HandlerFailed, fault.At("handler", &d.Error)
+	}
+	return in, in.On != ""
+}
