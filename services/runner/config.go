@@ -1,0 +1,51 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"berth.dev/bus"
+
+	"github.com/peterbourgon/ff/v3"
+)
+
+// config is what runner is told. Flags win over BERTH_… in the environment.
+// Which engine it is comes from Docker's own variables (DOCKER_HOST, …).
+type config struct {
+	workspace    string
+	network      string
+	image        string
+	volumeDriver string
+	busConfig    string
+	logLevel     slog.Level
+	bus          bus.Config
+}
+
+func parse(args []string) (config, error) {
+	var c config
+	fs := flag.NewFlagSet("runner", flag.ContinueOnError)
+	fs.StringVar(&c.workspace, "workspace", "default", "name of the workspace: the value of the label on all that is ours")
+	fs.StringVar(&c.network, "network", "berth", "the workspace's Docker network, made by ctl")
+	fs.StringVar(&c.image, "image", "", "image of the containers that are Berth's own (default: that of runner's own container)")
+	fs.StringVar(&c.volumeDriver, "volume-driver", "berth-telemount", "Docker volume driver of remote volumes")
+	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
+	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
+		return c, fmt.Errorf("parse flags: %w", err)
+	}
+	if fs.NArg() > 0 {
+		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
+	}
+	raw, err := os.ReadFile(c.busConfig)
+	if err != nil {
+		return c, fmt.Errorf("read the identity for the bus: %w", err)
+	}
+	if err := json.Unmarshal(raw, &c.bus); err != nil {
+		// Not err itself: it may quote the seed.
+		return c, fmt.Errorf("read the identity for the bus: %s is not the JSON of a bus configuration", c.busConfig)
+	}
+	return c, nil
+}

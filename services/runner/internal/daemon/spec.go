@@ -1,0 +1,143 @@
+package daemon
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/services/runner/internal/engine"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/go-connections/nat"
+)
+
+// ContainerName is the name of a connection's daemon container.
+func ContainerName(connection string) string { return "berth-" + engine.Name(connection) }
+
+// spec is a daemon container to create.
+type spec struct {
+	req      command.StartDaemon
+	name     string
+	networks []string // the first is the workspace's
+	exposed  nat.PortSet
+	bindings nat.PortMap
+}
+
+// newSpec checks what can be checked without creating anything.
+func (s *Set) newSpec(ctx context.Context, req command.StartDaemon) (*spec, error) {
+	if !subject.Valid(req.Connection) {
+		return nil, fault.New(fault.InvalidArgument, "", "%q is not the id of a connection", req.Connection)
+	}
+	if req.Name == "" {
+		return nil, fault.New(fault.InvalidArgument, "", "the connection has no name")
+	}
+	if len(req.Bus) == 0 {
+		return nil, fault.New(fault.InvalidArgument, "", "the daemon container has no identity for the bus")
+	}
+	sp := &spec{req: req, name: ContainerName(req.Name)}
+	var err error
+	if sp.exposed, sp.bindings, err = nat.ParsePortSpecs(req.Expose); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "", "--expose: %v", err)
+	}
+	seen := map[string]bool{}
+	for _, n := range append([]string{s.opt.Network}, req.Networks...) {
+		in, err := s.eng.API.NetworkInspect(ctx, n, network.InspectOptions{})
+		if cerrdefs.IsNotFound(err) {
+			return nil, fault.New(fault.NotFound, "docker network ls", "the Docker network %s does not exist", n)
+		}
+		if err != nil {
+			return nil, engine.Fault(err, "inspect network %s", n)
+		}
+		if !seen[in.ID] {
+			seen[in.ID] = true
+			sp.networks = append(sp.networks, in.Name)
+		}
+	}
+	return sp, nil
+}
+
+// create makes the container, joined to its networks and with its bus identity
+// inside, but does not start it. ipv6 asks the engine to switch IPv6 on in its
+// network namespace; a kernel without it makes the start fail.
+func (s *Set) create(ctx context.Context, sp *spec, ipv6 bool) (string, error) {
+	cfg := &container.Config{
+		Image:        s.eng.Image,
+		Entrypoint:   []string{"vif"},
+		Cmd:          []string{"--connection", sp.req.Connection},
+		Hostname:     sp.req.Hostname,
+		ExposedPorts: sp.exposed,
+		Labels:       s.eng.Labels(engine.Daemon, sp.req.Connection, "", nil),
+	}
+	host := &container.HostConfig{
+		AutoRemove:   true,
+		NetworkMode:  container.NetworkMode(sp.networks[0]),
+		PortBindings: sp.bindings,
+		// NET_ADMIN in its own network namespace and the TUN device: all that a
+		// VIF takes, and nothing more.
+		CapDrop:     []string{"ALL"},
+		CapAdd:      []string{"NET_ADMIN"},
+		SecurityOpt: []string{"no-new-privileges:true"},
+		Resources: container.Resources{Devices: []container.DeviceMapping{
+			{PathOnHost: "/dev/net/tun", PathInContainer: "/dev/net/tun", CgroupPermissions: "rwm"},
+		}},
+	}
+	if ipv6 {
+		host.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "0"}
+	}
+	// The workspace's network holds the default route: on an engine that knows
+	// priorities because it is said so, on an older one because of its name, as
+	// those take the first in the alphabet. Either way every other network is
+	// on-link, which is all that the API server's takes.
+	nets := &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{
+		sp.networks[0]: {GwPriority: 1},
+	}}
+	c, err := s.eng.API.ContainerCreate(ctx, cfg, host, nets, nil, sp.name)
+	if err != nil {
+		return "", engine.Fault(err, "create container %s", sp.name)
+	}
+	for _, n := range sp.networks[1:] {
+		if err := s.eng.API.NetworkConnect(ctx, n, c.ID, nil); err != nil {
+			return c.ID, engine.Fault(err, "join container %s to network %s", sp.name, n)
+		}
+	}
+	files, err := busFile(sp.req.Bus)
+	if err != nil {
+		return c.ID, err
+	}
+	if err := s.eng.API.CopyToContainer(ctx, c.ID, "/", files, container.CopyToContainerOptions{}); err != nil {
+		return c.ID, engine.Fault(err, "copy %s into container %s", bus.ConfigFile, sp.name)
+	}
+	return c.ID, nil
+}
+
+// busFile is an archive of bus.ConfigFile. The file goes by the engine's own
+// copy and not by environment or mount, neither of which would be private: it
+// lies in the container's layer, which is gone with the container.
+func busFile(content []byte) (*bytes.Buffer, error) {
+	name := strings.TrimPrefix(bus.ConfigFile, "/")
+	dir := name[:strings.LastIndexByte(name, '/')+1]
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755})
+	if err == nil {
+		err = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(len(content))})
+	}
+	if err == nil {
+		_, err = w.Write(content)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("archive %s: %w", name, err)
+	}
+	return &b, nil
+}

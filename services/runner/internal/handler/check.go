@@ -1,0 +1,75 @@
+package handler
+
+import (
+	"context"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/services/runner/internal/engine"
+)
+
+// Check serves HandlerCheck: could this handler be created? It removes a dead
+// container of ours that has the name, and touches nothing else, since the
+// cluster has not been touched either.
+func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.CheckedHandler, error) {
+	var none command.CheckedHandler
+	if err := validID("connection", req.Connection); err != nil {
+		return none, err
+	}
+	p, err := NewPlan(req.Handler, req.Name)
+	if err != nil {
+		return none, err
+	}
+	if p.Name == "" {
+		return none, fault.New(fault.InvalidArgument, "", "the handler has no name")
+	}
+	image, err := s.eng.ImageID(ctx, p.Config.Image)
+	if err != nil {
+		return none, err
+	}
+	if _, err := s.eng.DaemonOf(ctx, req.Connection); err != nil {
+		return none, err
+	}
+	if err := s.portsFree(req.Connection, "", req.Ports); err != nil {
+		return none, err
+	}
+	if err := s.freeName(ctx, p.Name); err != nil {
+		return none, err
+	}
+	return command.CheckedHandler{Name: p.Name, Image: image}, nil
+}
+
+// freeName makes sure that a container may get the name: what holds it is
+// removed if it is ours and of no use to anybody, else named.
+func (s *Set) freeName(ctx context.Context, name string) error {
+	h, err := s.eng.Holder(ctx, name)
+	if err != nil || h == nil {
+		return err
+	}
+	switch {
+	case !h.Ours:
+		return h.Conflict(name, "docker rm -f "+name)
+	case !h.Alive, h.State == "created" && !s.live(h.Labels[engine.LabelEngagement]):
+		return s.eng.Remove(ctx, h.ID)
+	case h.Labels[engine.LabelComponent] == engine.Handler:
+		return h.Conflict(name, "ctl leave "+h.Labels[engine.LabelEngagement])
+	}
+	return h.Conflict(name, "docker rm -f "+name)
+}
+
+// portsFree refuses a port on which another handler of the connection listens:
+// they share one network, and the second bind would fail.
+func (s *Set) portsFree(connection, engagement string, ports []event.Port) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.records {
+		if r.connection != connection || r.engagement == engagement || r.phase == ended {
+			continue
+		}
+		if p, clash := samePort(ports, r.ports); clash {
+			return fault.New(fault.AlreadyExists, "ctl leave "+r.engagement, "port %d/%s is the port of the handler %s already, and all handlers of a connection share one network", listens(p), p.Protocol, r.name)
+		}
+	}
+	return nil
+}

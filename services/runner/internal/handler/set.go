@@ -1,0 +1,322 @@
+// Package handler owns the handlers: the local containers that stand in for a
+// workload's own, one for each engagement.
+//
+// A handler is checked before the cluster is touched, created with the remote
+// environment in the daemon container's network, started when whoever attaches
+// to it is ready, and ends by itself or by Stop. Each command is accepted or
+// refused at once; what becomes of it is told by facts, in this order and at
+// most once in the life of a runner:
+//
+//	HandlerCreated, HandlerStarted, HandlerExited
+//	HandlerFailed in the place of whatever did not come about
+//
+// A container that was created and then removed without a start ends in
+// HandlerFailed too, so that every HandlerCreated has an end.
+//
+// Who removes what after a kill -9: the engine removes the container (AutoRemove),
+// the next runner adopts those that still run (Adopt), and a sweep removes what
+// belongs to no engagement, volumes too.
+//
+// Concurrency: Set.mu guards the records. Create, Start and Stop of one
+// engagement take turns (record.turn); a started handler is followed by one
+// goroutine until it has ended.
+package handler
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/services/runner/internal/engine"
+)
+
+// Options are what a Set needs beside the engine.
+type Options struct {
+	VolumeDriver string
+	// State states a fact; it returns when the fact is safe.
+	State func(ctx context.Context, id string, d event.Data)
+	// Output opens the record of a handler's output.
+	Output func(engagement string) Output
+	// Go runs f in a goroutine that runner waits for; its context ends after
+	// everything has been undone.
+	Go  func(f func(context.Context))
+	Log *slog.Logger
+}
+
+// Output is where a handler's output goes; Close returns when all of it is safe.
+type Output interface {
+	Stdout() io.Writer
+	Stderr() io.Writer
+	Close(ctx context.Context) error
+}
+
+// Set is all handlers of the workspace.
+type Set struct {
+	eng   *engine.Engine
+	watch *engine.Watch
+	opt   Options
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	records map[string]*record // by engagement
+}
+
+type phase int
+
+const (
+	creating phase = iota
+	created
+	starting
+	running
+	ended // kept until the engagement is forgotten, so that a late repeat of Create makes nothing
+)
+
+type record struct {
+	engagement, connection, name string
+	ports                        []event.Port
+	turn                         chan struct{} // holds one token: who has it may change the container
+	done                         chan struct{} // closed with ended
+
+	// Guarded by Set.mu.
+	phase     phase
+	container string // ID, from created on
+	image     string // ID
+	tty       bool
+	stopping  bool
+	adopted   bool // was here when this runner came
+	silent    bool // of an engagement that connector does not know: no facts
+}
+
+// New returns an empty set.
+func New(e *engine.Engine, w *engine.Watch, o Options) *Set {
+	return &Set{eng: e, watch: w, opt: o, log: o.Log, records: map[string]*record{}}
+}
+
+// Create serves HandlerCreate.
+func (s *Set) Create(ctx context.Context, req command.CreateHandler) (command.Accepted, error) {
+	accepted := command.Accepted{ID: req.Engagement}
+	if err := validID("engagement", req.Engagement); err != nil {
+		return accepted, err
+	}
+	if err := validID("connection", req.Connection); err != nil {
+		return accepted, err
+	}
+	if s.get(req.Engagement) != nil {
+		accepted.Already = true
+		return accepted, nil
+	}
+	p, err := s.plan(ctx, req)
+	if err != nil {
+		return accepted, err
+	}
+	if err := s.portsFree(req.Connection, req.Engagement, req.Ports); err != nil {
+		return accepted, err
+	}
+	r := newRecord(req.Engagement, req.Connection, p.Name, req.Ports)
+	r.tty = p.Config.Tty
+	s.mu.Lock()
+	if s.records[req.Engagement] != nil { // the same command, a moment earlier
+		s.mu.Unlock()
+		accepted.Already = true
+		return accepted, nil
+	}
+	s.records[req.Engagement] = r
+	s.mu.Unlock()
+	<-r.turn // free: nobody else has seen the record with a token to take before
+	s.opt.Go(func(ctx context.Context) {
+		defer r.release()
+		s.create(ctx, r, req, p)
+	})
+	return accepted, nil
+}
+
+// plan is the container of req, complete but for its name being free.
+func (s *Set) plan(ctx context.Context, req command.CreateHandler) (*Plan, error) {
+	p, err := NewPlan(req.Handler, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	if p.Name == "" {
+		return nil, fault.New(fault.InvalidArgument, "", "the handler has no name")
+	}
+	if p.Config.Env, err = mergeEnv(req.Env, p.Config.Env); err != nil {
+		return nil, err
+	}
+	daemon, err := s.eng.DaemonOf(ctx, req.Connection)
+	if err != nil {
+		return nil, err
+	}
+	p.Join(daemon)
+	extra := map[string]string{}
+	for k, v := range p.Config.Labels {
+		extra[k] = v
+	}
+	for k, v := range req.Labels {
+		extra[k] = v
+	}
+	delete(extra, engine.LabelPorts)
+	if l := portLabel(req.Ports); l != "" {
+		extra[engine.LabelPorts] = l
+	}
+	p.Config.Labels = s.eng.Labels(engine.Handler, req.Connection, req.Engagement, extra)
+	return p, nil
+}
+
+// Start serves HandlerStart.
+func (s *Set) Start(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
+	accepted := command.Accepted{ID: req.Engagement}
+	if err := validID("engagement", req.Engagement); err != nil {
+		return accepted, err
+	}
+	r := s.get(req.Engagement)
+	if r == nil {
+		return accepted, fault.New(fault.NotFound, "", "engagement %s has no handler", req.Engagement)
+	}
+	switch s.phaseOf(r) {
+	case ended:
+		return accepted, fault.New(fault.FailedPrecondition, "", "the handler %s has ended", r.name)
+	case starting, running:
+		accepted.Already = true
+		return accepted, nil
+	}
+	s.opt.Go(func(ctx context.Context) { s.start(ctx, r) })
+	return accepted, nil
+}
+
+// Stop serves HandlerStop: `docker stop`, or removal if it never was started.
+func (s *Set) Stop(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
+	accepted := command.Accepted{ID: req.Engagement, Already: true}
+	if err := validID("engagement", req.Engagement); err != nil {
+		return accepted, err
+	}
+	r := s.get(req.Engagement)
+	if r == nil {
+		return accepted, nil
+	}
+	s.mu.Lock()
+	already := r.phase == ended || r.stopping
+	r.stopping = true
+	s.mu.Unlock()
+	if already {
+		return accepted, nil
+	}
+	accepted.Already = false
+	s.opt.Go(func(ctx context.Context) { s.stop(ctx, r, 0) })
+	return accepted, nil
+}
+
+// StopAll ends every handler, each within limit, and waits until their facts
+// are stated or ctx ends. No command may come any more.
+func (s *Set) StopAll(ctx context.Context, limit time.Duration) {
+	var wg sync.WaitGroup
+	for _, r := range s.all() {
+		wg.Go(func() {
+			s.stop(ctx, r, limit)
+			select {
+			case <-r.done:
+			case <-ctx.Done():
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Discard ends the handler of an engagement that nobody knows, without facts.
+func (s *Set) Discard(ctx context.Context, engagement string) {
+	r := s.get(engagement)
+	if r == nil {
+		return
+	}
+	s.mu.Lock()
+	r.silent = true
+	s.mu.Unlock()
+	s.stop(ctx, r, 0)
+}
+
+// Forget drops what is remembered of ended handlers whose engagement is over.
+func (s *Set) Forget(known func(engagement string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, r := range s.records {
+		if r.phase == ended && !known(id) {
+			delete(s.records, id)
+		}
+	}
+}
+
+func newRecord(engagement, connection, name string, ports []event.Port) *record {
+	r := &record{engagement: engagement, connection: connection, name: name, ports: ports, turn: make(chan struct{}, 1), done: make(chan struct{})}
+	r.release()
+	return r
+}
+
+// take waits for r's turn; false if ctx ended first.
+func (r *record) take(ctx context.Context) bool {
+	select {
+	case <-r.turn:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (r *record) release() { r.turn <- struct{}{} }
+
+func (s *Set) get(engagement string) *record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records[engagement]
+}
+
+func (s *Set) all() []*record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var l []*record
+	for _, r := range s.records {
+		if r.phase != ended {
+			l = append(l, r)
+		}
+	}
+	return l
+}
+
+// live reports whether an engagement's handler is in this runner's hands.
+func (s *Set) live(engagement string) bool {
+	r := s.get(engagement)
+	return r != nil && s.phaseOf(r) != ended
+}
+
+func (s *Set) phaseOf(r *record) phase {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return r.phase
+}
+
+func (s *Set) setPhase(r *record, p phase) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.phase = p
+}
+
+// state states a fact about r's engagement, if there is anybody to tell.
+func (s *Set) state(ctx context.Context, r *record, d event.Data) {
+	s.mu.Lock()
+	silent := r.silent
+	s.mu.Unlock()
+	if !silent {
+		s.opt.State(ctx, r.engagement, d)
+	}
+}
+
+func validID(what, id string) error {
+	if !subject.Valid(id) {
+		return fault.New(fault.InvalidArgument, "", "%q is not the id of a %s", id, what)
+	}
+	return nil
+}
