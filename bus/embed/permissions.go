@@ -16,7 +16,8 @@ import (
 //
 //	service    publishes                                     subscribes to
 //	connector  berth.v1.>, $JS.API.>, $SRV.>                 berth.v1.>
-//	runner     evt.*.*.runner.*, out.engagement.*.runner.*   cmd.runner.>, live.runner.>
+//	runner     evt.*.*.runner.*, out.engagement.*.runner.*,  cmd.runner.>, live.runner.>
+//	           cmd.connector.state-get
 //	builder    evt.*.*.builder.*, out.engagement.*.builder.* cmd.builder.>, live.builder.>
 //	telemount  evt.*.*.telemount.*                           cmd.telemount.>, live.telemount.>
 //	vif of c   evt.connection.c.vif.*                        cmd.vif.*.c, live.vif.c
@@ -42,6 +43,9 @@ func Permissions(service subject.Service, identity, connection string) (*server.
 	case subject.Runner, subject.Builder:
 		pub = []string{v1 + ".evt.*.*." + s + ".*", v1 + ".out.engagement.*." + s + ".*"}
 		sub = []string{v1 + ".cmd." + s + ".>", v1 + ".live." + s + ".>"}
+		if service == subject.Runner {
+			pub = append(pub, subject.Command(subject.Connector, command.StateGet.Verb))
+		}
 	case subject.Telemount:
 		pub = []string{v1 + ".evt.*.*." + s + ".*"}
 		sub = []string{v1 + ".cmd." + s + ".>", v1 + ".live." + s + ".>"}

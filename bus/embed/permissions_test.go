@@ -30,7 +30,7 @@ func table() []rights {
 		noSub:   []string{"_INBOX_ctl.>", "_INBOX.>", ">", "*.>", "$SYS.>", "$JS.API.>"},
 	}, {
 		service: subject.Runner,
-		pub:     []string{v1 + ".evt.engagement.e1.runner.handler-exited", v1 + ".evt.connection.c1.runner.daemon-started", v1 + ".out.engagement.e1.runner.stdout"},
+		pub:     []string{v1 + ".evt.engagement.e1.runner.handler-exited", v1 + ".evt.connection.c1.runner.daemon-started", v1 + ".out.engagement.e1.runner.stdout", v1 + ".cmd.connector.state-get"},
 		noPub:   []string{v1 + ".evt.engagement.e1.connector.ended", v1 + ".cmd.runner.daemon-start", v1 + ".cmd.connector.connection-open", v1 + ".cmd.vif.engage.c1", v1 + ".out.engagement.e1.builder.stdout", v1 + ".live.ctl.x", "_INBOX_ctl.a", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x", "$SRV.PING"},
 		sub:     []string{v1 + ".cmd.runner.handler-create", v1 + ".live.runner.r1", "_INBOX_me.abc.*", "$SRV.PING", "$SRV.INFO.runner", "$SRV.STATS.runner.id1"},
 		noSub:   []string{v1 + ".cmd.>", v1 + ".cmd.vif.engage.c1", v1 + ".evt.>", v1 + ".out.>", v1 + ".live.ctl.x", "_INBOX_connector.>", "_INBOX.>", "$SRV.PING.vif", "$SRV.>", ">"},
