@@ -6,24 +6,28 @@
 // Every process connects with a key of its own and may touch only its subjects;
 // replies come to an inbox that no other identity may read.
 //
-//	conn, err := bus.Connect(ctx, cfg)
+//	conn, err := bus.Await(ctx, cfg)
 //	defer conn.Close()
 //	svc, err := conn.Serve(subject.Runner, version)
 //	err = bus.Handle(svc, command.DaemonStart, "", r.startDaemon)
 //	err = conn.State(ctx, id, event.DaemonStarted{Container: name})
 //
-// All methods may be called concurrently.
+// A connection that breaks is made again by itself; a bus that stays away for
+// [GiveUp] is lost, and [Conn.Lost] says so: its server died with connector, and
+// nothing can go on. Facts being stated and tails being read go on over a
+// reconnect without loss and without repeats. Commands do not: who gets
+// Unavailable sends the command again, which is harmless.
+//
+// All methods of Conn may be called concurrently.
 package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
-	"berth.dev/bus/command"
-	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
 
@@ -53,16 +57,28 @@ const ConfigFile = "/etc/berth/bus.json"
 // InboxPrefix is the prefix of an identity's reply subjects.
 func InboxPrefix(identity string) string { return "_INBOX_" + identity }
 
+// GiveUp is how long a bus may be away before it is lost.
+const GiveUp = 10 * time.Second
+
 // Conn is a connection to the bus.
 type Conn struct {
-	NC   *nats.Conn
-	JS   jetstream.JetStream
-	cfg  Config
-	lost chan struct{}
+	NC  *nats.Conn
+	JS  jetstream.JetStream
+	cfg Config
+
+	lost     chan struct{}
+	lostOnce sync.Once
+
+	mu      sync.Mutex
+	away    *time.Timer        // runs while the bus is away
+	epoch   context.Context    // ends with the next reconnect
+	renew   context.CancelFunc // ends it
+	refused map[*refusal]struct{}
 }
 
-// Connect connects and reconnects by itself until Close. An unreachable bus is
-// an Unavailable fault, a refused identity a PermissionDenied one.
+// Connect connects, and from then on reconnects by itself. An unreachable bus
+// is an Unavailable fault, a refused identity a PermissionDenied one. The
+// handlers for errors, disconnects, reconnects and closing are Conn's own.
 func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error) {
 	kp, err := nkeys.FromSeed([]byte(cfg.Seed))
 	if err != nil {
@@ -72,21 +88,36 @@ func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error
 	if err != nil {
 		return nil, fmt.Errorf("derive the bus identity's public key: %w", err)
 	}
-	c := &Conn{cfg: cfg, lost: make(chan struct{})}
 	deadline := 5 * time.Second
 	if d, ok := ctx.Deadline(); ok {
 		deadline = min(deadline, time.Until(d))
 	}
-	all := []nats.Option{
+	if err := ctx.Err(); err != nil || deadline <= 0 {
+		return nil, fault.New(fault.Unavailable, "", "connect to the bus at %s: no time left", cfg.URL)
+	}
+	c := &Conn{cfg: cfg, lost: make(chan struct{}), refused: map[*refusal]struct{}{}}
+	c.epoch, c.renew = context.WithCancel(context.Background())
+	all := append([]nats.Option{
 		nats.Name(cfg.Identity),
 		nats.Nkey(pub, kp.Sign),
 		nats.CustomInboxPrefix(InboxPrefix(cfg.Identity)),
 		nats.Timeout(deadline),
 		nats.ReconnectWait(250 * time.Millisecond),
-		nats.MaxReconnects(reconnects),
-		nats.ClosedHandler(func(*nats.Conn) { close(c.lost) }),
-	}
-	c.NC, err = nats.Connect(cfg.URL, append(all, opts...)...)
+		// A number of attempts would be no measure of time: one takes from a
+		// millisecond (refused) to the whole time-out (container gone).
+		nats.MaxReconnects(-1),
+		nats.PingInterval(5 * time.Second), // a silent cut is noticed in 15 s
+		nats.MaxPingsOutstanding(2),
+		nats.DrainTimeout(closeWithin),
+		nats.IgnoreDiscoveredServers(),
+	}, opts...)
+	all = append(all,
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.onError(err) }),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.onAway() }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.onBack() }),
+		nats.ClosedHandler(func(*nats.Conn) { c.onClosed() }),
+	)
+	c.NC, err = nats.Connect(cfg.URL, all...)
 	switch {
 	case errors.Is(err, nats.ErrAuthorization):
 		return nil, fault.New(fault.PermissionDenied, "", "the bus at %s refused the identity %s", cfg.URL, cfg.Identity)
@@ -94,103 +125,93 @@ func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error
 		return nil, fault.New(fault.Unavailable, "ctl status", "connect to the bus at %s: %v", cfg.URL, err)
 	}
 	if c.JS, err = jetstream.New(c.NC); err != nil {
-		c.NC.Close()
+		c.Close()
 		return nil, fmt.Errorf("open jetstream: %w", err)
 	}
 	return c, nil
 }
 
-// reconnects is the number of attempts, four a second, after which a lost bus
-// is given up: its server died with connector, and nothing can go on.
-const reconnects = 40
+// Await is Connect for a process that is started beside the bus: where the bus
+// does not answer yet, it tries again until ctx ends, or for GiveUp if ctx has
+// no deadline. A refused identity is given up at once.
+func Await(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, GiveUp)
+		defer cancel()
+	}
+	for {
+		c, err := Connect(ctx, cfg, opts...)
+		if err == nil || fault.CodeOf(err) != fault.Unavailable {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
-// Lost is closed when the bus has been away for about ten seconds, or after
-// Close. A service then undoes what it holds and ends.
+// onAway starts the clock of GiveUp. nats.go runs these callbacks one at a time.
+func (c *Conn) onAway() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.away == nil {
+		c.away = time.AfterFunc(GiveUp, c.NC.Close)
+	}
+}
+
+func (c *Conn) onBack() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.away != nil {
+		c.away.Stop()
+		c.away = nil
+	}
+	c.renew()
+	c.epoch, c.renew = context.WithCancel(context.Background())
+}
+
+func (c *Conn) onClosed() {
+	c.mu.Lock()
+	if c.away != nil {
+		c.away.Stop()
+	}
+	c.renew()
+	c.mu.Unlock()
+	c.lostOnce.Do(func() { close(c.lost) })
+}
+
+// currentEpoch is a context that ends with the next reconnect, or when the bus
+// is lost: whatever was under way then has to be looked at again.
+func (c *Conn) currentEpoch() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.epoch
+}
+
+// Config is what the connection was made with.
+func (c *Conn) Config() Config { return c.cfg }
+
+// Lost is closed when the bus has been away for GiveUp, when it refuses the
+// identity on a reconnect, or after Close. A service then undoes what it holds
+// and ends.
 func (c *Conn) Lost() <-chan struct{} { return c.lost }
 
-// Close drains what is under way and disconnects.
+// closeWithin bounds Close.
+const closeWithin = 4 * time.Second
+
+// Close drains what is under way and disconnects, within some seconds. Closing
+// twice is harmless.
 func (c *Conn) Close() {
 	if err := c.NC.Drain(); err != nil {
-		c.NC.Close()
+		c.NC.Close() // it is away, or closed
 	}
 	select {
 	case <-c.lost:
-	case <-time.After(5 * time.Second):
+	case <-time.After(closeWithin + time.Second):
 		c.NC.Close()
+		<-c.lost
 	}
-}
-
-// State states a fact about id and returns when the stream has it on disk.
-func (c *Conn) State(ctx context.Context, id string, d event.Data) error {
-	subj, env, err := event.New(id, d)
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(env)
-	if err != nil {
-		return fmt.Errorf("marshal envelope of %s: %w", env.Type, err)
-	}
-	if _, err := c.JS.Publish(ctx, subj, body, jetstream.WithMsgID(env.ID)); err != nil {
-		return fmt.Errorf("state %s: %w", env.Type, err)
-	}
-	return nil
-}
-
-// subjectOf is the subject of a command, or of its instance for a connection.
-func subjectOf[Req, Rep any](s command.Spec[Req, Rep], connection string) string {
-	if s.PerConnection {
-		return subject.CommandTo(s.Service, s.Verb, connection)
-	}
-	return subject.Command(s.Service, s.Verb)
-}
-
-// Call sends a command and waits for its reply. connection is needed only for
-// commands that are PerConnection. Faults come back as *fault.Error; a service
-// that is not there is Unavailable.
-func Call[Req, Rep any](ctx context.Context, c *Conn, s command.Spec[Req, Rep], connection string, req Req) (Rep, error) {
-	var rep Rep
-	body, err := json.Marshal(req)
-	if err != nil {
-		return rep, fmt.Errorf("marshal %s: %w", s.Verb, err)
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 15*time.Second)
-		defer cancel()
-	}
-	msg, err := c.NC.RequestWithContext(ctx, subjectOf(s, connection), body)
-	switch {
-	case errors.Is(err, nats.ErrNoResponders):
-		return rep, fault.New(fault.Unavailable, "ctl status", "%s does not run", s.Service)
-	case err != nil:
-		return rep, fault.New(fault.Unavailable, "ctl status", "%s did not answer %s: %v", s.Service, s.Verb, err)
-	}
-	if msg.Header.Get(faultHeader) != "" {
-		f := new(fault.Error)
-		if err := json.Unmarshal(msg.Data, f); err != nil {
-			return rep, fmt.Errorf("read the fault that %s answered %s with: %w", s.Service, s.Verb, err)
-		}
-		return rep, f
-	}
-	if err := json.Unmarshal(msg.Data, &rep); err != nil {
-		return rep, fmt.Errorf("read the reply of %s to %s: %w", s.Service, s.Verb, err)
-	}
-	return rep, nil
-}
-
-// Hold answers on the presence subject of id until the returned function is
-// called or the process ends. See subject.Live.
-func (c *Conn) Hold(s subject.Service, id string) (release func(), err error) {
-	sub, err := c.NC.Subscribe(subject.Live(s, id), func(m *nats.Msg) { _ = m.Respond(nil) })
-	if err != nil {
-		return nil, fmt.Errorf("hold %s: %w", id, err)
-	}
-	return func() { _ = sub.Unsubscribe() }, nil
-}
-
-// Gone reports whether the holder of a presence subject is proven to be gone.
-// No answer in time proves nothing and is false.
-func (c *Conn) Gone(ctx context.Context, live string) bool {
-	_, err := c.NC.RequestWithContext(ctx, live, nil)
-	return errors.Is(err, nats.ErrNoResponders)
 }

@@ -8,14 +8,13 @@ import (
 
 	"berth.dev/bus/event"
 	"berth.dev/bus/subject"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Tail is an ordered reader of facts: it sees each, once, in the order in which
-// they were stated, from where it began, and survives a reconnect.
+// they were stated, from where it began, and survives a reconnect and a restart
+// of the server. One goroutine reads it; any may stop it.
 type Tail struct {
-	iter jetstream.MessagesContext
+	r *reader
 	// Pending is how many facts of the stream were still to come when the last
 	// one was read; 0 means that history has been replayed.
 	Pending uint64
@@ -28,42 +27,28 @@ func (c *Conn) TailFacts(ctx context.Context, since time.Time, subjects ...strin
 	if len(subjects) == 0 {
 		subjects = []string{subject.AllFacts}
 	}
-	oc := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy}
-	if !since.IsZero() {
-		oc.DeliverPolicy, oc.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
-	}
-	cons, err := c.JS.OrderedConsumer(ctx, EventsStream, oc)
+	r, err := c.read(ctx, EventsStream, since, subjects)
 	if err != nil {
 		return nil, fmt.Errorf("tail facts: %w", err)
 	}
-	info := cons.CachedInfo()
-	it, err := cons.Messages()
-	if err != nil {
-		return nil, fmt.Errorf("tail facts: %w", err)
-	}
-	t := &Tail{iter: it}
-	if info != nil {
-		t.Pending = info.NumPending
-	}
-	return t, nil
+	return &Tail{r: r, Pending: r.pending}, nil
 }
 
-// Next waits for the next fact. It returns ctx's error when ctx ends, and
-// another error when the bus is lost.
+// Next waits for the next fact. It returns ctx's error when ctx ends, ErrStopped
+// after Stop, and an Unavailable fault when the bus is lost. Only the last is
+// for good: after ctx's error, Next may be called again and misses nothing.
 func (t *Tail) Next(ctx context.Context) (event.Envelope, error) {
 	var env event.Envelope
-	msg, err := t.iter.Next(jetstream.NextContext(ctx))
+	msg, err := t.r.next(ctx)
 	if err != nil {
 		return env, fmt.Errorf("read the next fact: %w", err)
 	}
-	if md, err := msg.Metadata(); err == nil {
-		t.Pending = md.NumPending
-	}
+	t.Pending = t.r.pending
 	if err := json.Unmarshal(msg.Data(), &env); err != nil {
 		return env, fmt.Errorf("read fact on %s: %w", msg.Subject(), err)
 	}
 	return env, nil
 }
 
-// Stop ends the tail.
-func (t *Tail) Stop() { t.iter.Stop() }
+// Stop ends the tail, and a Next that waits.
+func (t *Tail) Stop() { t.r.stop() }

@@ -102,6 +102,20 @@ func Output(engagement string, service Service, stream string) string {
 	return Root + ".out.engagement." + must(engagement, string(service), stream)
 }
 
+// OutputOf is the wildcard of all output of one engagement.
+func OutputOf(engagement string) string {
+	return Root + ".out.engagement." + must(engagement) + ".>"
+}
+
+// ParseOutput takes a subject made by Output apart.
+func ParseOutput(subject string) (engagement string, service Service, stream string, err error) {
+	t := strings.Split(subject, ".")
+	if len(t) != 7 || t[0]+"."+t[1] != Root || t[2] != "out" || t[3] != string(Engagement) {
+		return "", "", "", fmt.Errorf("parse subject %q: not of the form %s.out.engagement.<id>.<service>.<stream>", subject, Root)
+	}
+	return t[4], Service(t[5]), t[6], nil
+}
+
 // Live is the subject that the holder of id answers as long as it lives. A
 // request that fails with "no responders" proves that the holder is gone; one
 // that times out proves nothing (a stopped process keeps its subscription).
