@@ -202,6 +202,9 @@ func Unmarshal[T any](s string) (T, error) {
 // Methods of the manager that are called over a tunnel session (tunnel.Call).
 const (
 	MethodEnvironment = "engagement.environment" // EnvironmentRequest -> Environment, manager asks an agent
+	// MethodPing proves that the manager answers: {} -> {}. A refusal ("no such
+	// method", of an older manager) proves it as well.
+	MethodPing = "manager.ping"
 	MethodAgentEnv    = "agent.environment"      // the same from manager to agent
 	MethodAgentRun    = "agent.run"              // AgentRun -> AgentRun, manager tells an agent
 )
