@@ -204,9 +204,9 @@ const (
 	MethodEnvironment = "engagement.environment" // EnvironmentRequest -> Environment, manager asks an agent
 	// MethodPing proves that the manager answers: {} -> {}. A refusal ("no such
 	// method", of an older manager) proves it as well.
-	MethodPing = "manager.ping"
-	MethodAgentEnv    = "agent.environment"      // the same from manager to agent
-	MethodAgentRun    = "agent.run"              // AgentRun -> AgentRun, manager tells an agent
+	MethodPing     = "manager.ping"
+	MethodAgentEnv = "agent.environment" // the same from manager to agent
+	MethodAgentRun = "agent.run"         // AgentRun -> AgentRun, manager tells an agent
 )
 
 // AgentRun tells an agent whether its handler runs: it is Ready only while it does.
