@@ -27,6 +27,9 @@ type HalfCloser interface {
 // bytes from a to b.
 //
 // err is nil after an orderly end, else what failed first.
+//
+// A reset of a TCP end is noticed when it is read or written, so not while the
+// other end takes no bytes; that of a stream is noticed at once.
 func Relay(a, b HalfCloser) (sent, received int64, err error) {
 	var once sync.Once
 	fail := func(cause error) {

@@ -1,0 +1,251 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// relayed returns the outer ends of app <-TCP-> relay <-tunnel-> relay <-TCP-> server.
+func relayed(t *testing.T) (app, server *net.TCPConn, done chan error) {
+	t.Helper()
+	near, far := link(t, "tls", Config{})
+	app, appRelay := tcpPair(t)
+	server, serverRelay := tcpPair(t)
+	c, s := streamPair(t, near, far, KindTCP)
+	done = make(chan error, 2)
+	go func() { _, _, err := Relay(appRelay, c); done <- err }()
+	go func() { _, _, err := Relay(serverRelay, s); done <- err }()
+	return app, server, done
+}
+
+func TestRelayHalfClose(t *testing.T) {
+	for _, who := range []string{"app", "server"} {
+		t.Run(who, func(t *testing.T) {
+			a, b, done := relayed(t)
+			if who == "server" {
+				a, b = b, a
+			}
+			mustWrite(t, a, "request")
+			a.CloseWrite()
+			if got, err := io.ReadAll(b); err != nil || string(got) != "request" {
+				t.Fatalf("got %q, %v", got, err)
+			}
+			mustWrite(t, b, "answer")
+			b.Close()
+			if got, err := io.ReadAll(a); err != nil || string(got) != "answer" {
+				t.Fatalf("got %q, %v", got, err)
+			}
+			for range 2 {
+				if err := <-done; err != nil {
+					t.Errorf("relay: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestRelayReset(t *testing.T) {
+	for _, who := range []string{"app", "server"} {
+		t.Run(who, func(t *testing.T) {
+			a, b, done := relayed(t)
+			if who == "server" {
+				a, b = b, a
+			}
+			mustWrite(t, a, "x")
+			mustRead(t, b, "x")
+			a.SetLinger(0)
+			a.Close()
+			_, err := b.Read(make([]byte, 1))
+			wantErr(t, "read", err, syscall.ECONNRESET)
+			for range 2 {
+				wantErr(t, "relay", <-done, syscall.ECONNRESET)
+			}
+		})
+	}
+}
+
+// The reset overtakes bytes that are stuck behind an app that does not read.
+func TestRelayResetWhileStuck(t *testing.T) {
+	near, far := link(t, "tls", Config{})
+	app, appRelay := tcpPair(t)
+	c, s := streamPair(t, near, far, KindTCP)
+	done := make(chan error, 1)
+	go func() { _, _, err := Relay(appRelay, c); done <- err }()
+	stuck := make(chan struct{})
+	go func() {
+		defer close(stuck)
+		s.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		for {
+			if _, err := s.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	}()
+	<-stuck
+	s.Reset(CodeReset)
+	wantErr(t, "relay", <-done, syscall.ECONNRESET)
+	_, err := io.Copy(io.Discard, app)
+	wantErr(t, "read", err, syscall.ECONNRESET)
+}
+
+func TestRelayEndsWithSession(t *testing.T) {
+	near, far := link(t, "tcp", Config{})
+	app, appRelay := tcpPair(t)
+	c, _ := streamPair(t, near, far, KindTCP)
+	done := make(chan error, 1)
+	go func() { _, _, err := Relay(appRelay, c); done <- err }()
+	far.Close()
+	wantErr(t, "relay", <-done, ErrClosedByPeer)
+	_, err := app.Read(make([]byte, 1))
+	wantErr(t, "read", err, syscall.ECONNRESET)
+}
+
+func TestRelayCounts(t *testing.T) {
+	near, far := link(t, "tcp", Config{})
+	app, appRelay := tcpPair(t)
+	go serve(far, echo)
+	c, err := near.Open(t.Context(), header(KindTCP))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type counts struct {
+		sent, received int64
+		err            error
+	}
+	done := make(chan counts, 1)
+	go func() { s, r, err := Relay(appRelay, c); done <- counts{s, r, err} }()
+	data := bytes.Repeat([]byte("berth"), 1<<20)
+	go func() { app.Write(data); app.CloseWrite() }()
+	got, err := io.ReadAll(app)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if r := <-done; r.sent != int64(len(data)) || r.received != r.sent || r.err != nil {
+		t.Errorf("relay: %+v", r)
+	}
+}
+
+func udpEcho(t *testing.T) *net.UDPConn {
+	srv, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { srv.Close() })
+	go func() {
+		b := make([]byte, 65536)
+		for {
+			n, from, err := srv.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			srv.WriteToUDPAddrPort(b[:n], from)
+		}
+	}()
+	return srv
+}
+
+func TestRelayPackets(t *testing.T) {
+	near, far := link(t, "tls", Config{})
+	c, s := streamPair(t, near, far, KindUDP)
+	sock, err := net.Dial("udp", udpEcho(t).LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { _, _, err := RelayPackets(s, sock, time.Minute); done <- err }()
+	buf := make([]byte, 65536)
+	for _, n := range []int{1, 0, 1400, 60000} {
+		if err := c.WritePacket(bytes.Repeat([]byte{7}, n)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.ReadPacket(buf)
+		if err != nil || got != n {
+			t.Fatalf("datagram of %d: %d, %v", n, got, err)
+		}
+	}
+	c.Close()
+	if err := <-done; err != nil {
+		t.Errorf("relay: %v", err)
+	}
+}
+
+func TestRelayPacketsPortUnreachable(t *testing.T) {
+	near, far := link(t, "tcp", Config{})
+	c, s := streamPair(t, near, far, KindUDP)
+	gone, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sock, err := net.Dial("udp", gone.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	done := make(chan error, 1)
+	go func() { _, _, err := RelayPackets(s, sock, time.Minute); done <- err }()
+	mustWritePacket(t, c, "anyone?")
+	_, err = c.ReadPacket(make([]byte, 10))
+	wantErr(t, "read", err, syscall.ECONNREFUSED)
+	wantErr(t, "relay", <-done, syscall.ECONNREFUSED)
+}
+
+func TestRelayPacketsIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		near, far := NewSession(a, true, Config{}), NewSession(b, false, Config{})
+		c, s := streamPair(t, near, far, KindUDP)
+		x, y := net.Pipe()
+		start := time.Now()
+		done := make(chan error, 1)
+		go func() { _, _, err := RelayPackets(s, x, time.Minute); done <- err }()
+		go io.Copy(io.Discard, y)
+		for range 5 {
+			time.Sleep(40 * time.Second)
+			mustWritePacket(t, c, "still here")
+		}
+		if err := <-done; err != nil {
+			t.Errorf("relay: %v", err)
+		}
+		if got := time.Since(start); got < 260*time.Second || got > 320*time.Second {
+			t.Errorf("ended after %v, want one to two minutes of silence after 200 s", got)
+		}
+		if _, err := c.ReadPacket(make([]byte, 1)); err != io.EOF {
+			t.Errorf("other end: %v", err)
+		}
+		y.Close()
+		near.Close()
+		far.Close()
+	})
+}
+
+func TestCodeOf(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	_, refused := net.Dial("tcp", ln.Addr().String())
+	_, noName := net.Dial("tcp", "nowhere.invalid:80")
+	var dns *net.DNSError
+	if errors.As(noName, &dns) {
+		dns.IsNotFound = true // whatever the resolver here says
+	}
+	_, timeout := (&net.Dialer{Deadline: time.Now().Add(-time.Second)}).Dial("tcp", "127.0.0.1:1")
+	for want, err := range map[Code]error{
+		CodeRefused: refused, CodeNotFound: noName, CodeTimeout: timeout,
+		CodeReset:       &net.OpError{Err: syscall.ECONNRESET},
+		CodeUnreachable: &net.OpError{Err: syscall.ENETUNREACH},
+		CodeDenied:      &net.OpError{Err: syscall.EPERM},
+		CodeInternal:    errors.New("?"),
+	} {
+		if got := CodeOf(err); got != want {
+			t.Errorf("%v: got %v, want %v", err, got, want)
+		}
+	}
+}
