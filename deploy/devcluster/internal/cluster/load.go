@@ -35,7 +35,9 @@ func Load(ctx context.Context, images []string, say func(format string, args ...
 		return nil
 	}
 	say("loading %v", missing)
-	save := exec.CommandContext(ctx, "docker", append([]string{"save"}, missing...)...)
+	saving, stop := context.WithCancel(ctx)
+	defer stop()
+	save := exec.CommandContext(saving, "docker", append([]string{"save"}, missing...)...)
 	var stderr bytes.Buffer
 	save.Stderr = &stderr
 	stream, err := save.StdoutPipe()
@@ -46,11 +48,14 @@ func Load(ctx context.Context, images []string, say func(format string, args ...
 		return fmt.Errorf("save images: %w", err)
 	}
 	_, importErr := engine.Pipe(ctx, stream, nil, "exec", "--interactive", Name, "ctr", "-n", "k8s.io", "images", "import", "-")
-	if err := save.Wait(); err != nil && importErr == nil {
-		return fmt.Errorf("docker save %v: %w\n%s", missing, err, stderr.String())
-	}
 	if importErr != nil {
-		return fmt.Errorf("import images: %w", importErr)
+		// Nobody reads the stream any more: its writer would wait for ever.
+		stop()
+		save.Wait()
+		return fmt.Errorf("import images: %w\n%s", importErr, bytes.TrimSpace(stderr.Bytes()))
+	}
+	if err := save.Wait(); err != nil {
+		return fmt.Errorf("docker save %v: %w\n%s", missing, err, stderr.String())
 	}
 	return nil
 }
