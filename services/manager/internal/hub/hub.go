@@ -1,0 +1,186 @@
+// Package hub knows which sessions are up: of clients, by connection, and of
+// agents, by engagement and pod. It keeps nothing else and survives nothing:
+// after a restart clients and agents dial again.
+//
+// Newest wins: a connection's traffic goes to the vif session that came last,
+// and a pod's second session closes its first. All methods may be called
+// concurrently; the callback runs without locks held.
+package hub
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"berth.dev/tunnel"
+)
+
+// ErrGone is why a session was closed whose lease has ended.
+var ErrGone = errors.New("the connection's lease has ended")
+
+var errReplaced = errors.New("replaced by a newer session of the same pod")
+
+// Roles of sessions.
+const (
+	RoleVIF       = "vif"
+	RoleConnector = "connector"
+	RoleAgent     = "agent"
+)
+
+// Hub is the set of live sessions.
+type Hub struct {
+	changed func(connection, engagement string) // one of the two is set
+
+	mu      sync.Mutex
+	clients map[string][]client          // by connection, oldest first
+	lastVIF map[string]time.Time         // when a connection's last vif session went
+	agents  map[string]map[string]*Agent // by engagement, by pod UID
+}
+
+type client struct {
+	role string
+	s    *tunnel.Session
+}
+
+// Agent is the session of one pod's agent.
+type Agent struct {
+	Session *tunnel.Session
+	Pod     string // name
+	UID     string
+
+	mu   sync.Mutex
+	told *bool // what the agent has confirmed to have been told by agent.run
+}
+
+// Told reports what the agent has confirmed last, if anything.
+func (a *Agent) Told() (run, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.told == nil {
+		return false, false
+	}
+	return *a.told, true
+}
+
+// SetTold remembers what the agent has confirmed.
+func (a *Agent) SetTold(run bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.told = &run
+}
+
+// New returns an empty hub that calls changed after each arrival and loss.
+func New(changed func(connection, engagement string)) *Hub {
+	return &Hub{changed: changed, clients: map[string][]client{}, lastVIF: map[string]time.Time{}, agents: map[string]map[string]*Agent{}}
+}
+
+// AddClient registers a client's session; the returned function removes it.
+func (h *Hub) AddClient(connection, role string, s *tunnel.Session) (remove func()) {
+	h.mu.Lock()
+	h.clients[connection] = append(h.clients[connection], client{role, s})
+	h.mu.Unlock()
+	h.changed(connection, "")
+	return func() {
+		h.mu.Lock()
+		var rest []client
+		for _, c := range h.clients[connection] {
+			if c.s != s {
+				rest = append(rest, c)
+			}
+		}
+		if h.clients[connection] = rest; len(rest) == 0 {
+			delete(h.clients, connection)
+		}
+		if role == RoleVIF {
+			h.lastVIF[connection] = time.Now()
+		}
+		h.mu.Unlock()
+		h.changed(connection, "")
+	}
+}
+
+// VIF is the newest vif session of a connection, nil if there is none.
+func (h *Hub) VIF(connection string) *tunnel.Session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := len(h.clients[connection]) - 1; i >= 0; i-- {
+		if c := h.clients[connection][i]; c.role == RoleVIF {
+			return c.s
+		}
+	}
+	return nil
+}
+
+// VIFAway is for how long a connection has had no vif session: 0 if it has one.
+// ok is false if it never had one since this process began.
+func (h *Hub) VIFAway(connection string) (away time.Duration, ok bool) {
+	if h.VIF(connection) != nil {
+		return 0, true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at, ok := h.lastVIF[connection]
+	return time.Since(at), ok
+}
+
+// Cut closes all sessions of a connection.
+func (h *Hub) Cut(connection string) {
+	h.mu.Lock()
+	cs := h.clients[connection]
+	delete(h.lastVIF, connection)
+	h.mu.Unlock()
+	for _, c := range cs {
+		_ = c.s.CloseWithError(ErrGone)
+	}
+}
+
+// Connections are those with at least one session.
+func (h *Hub) Connections() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ids []string
+	for id := range h.clients {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// AddAgent registers an agent's session in the place of an older one of the
+// same pod; the returned function removes it.
+func (h *Hub) AddAgent(engagement string, a *Agent) (remove func()) {
+	h.mu.Lock()
+	pods := h.agents[engagement]
+	if pods == nil {
+		pods = map[string]*Agent{}
+		h.agents[engagement] = pods
+	}
+	old := pods[a.UID]
+	pods[a.UID] = a
+	h.mu.Unlock()
+	if old != nil {
+		_ = old.Session.CloseWithError(errReplaced)
+	}
+	h.changed("", engagement)
+	return func() {
+		h.mu.Lock()
+		if h.agents[engagement][a.UID] == a {
+			delete(h.agents[engagement], a.UID)
+			if len(h.agents[engagement]) == 0 {
+				delete(h.agents, engagement)
+			}
+		}
+		h.mu.Unlock()
+		h.changed("", engagement)
+	}
+}
+
+// Agents are the agents of an engagement, by pod UID.
+func (h *Hub) Agents(engagement string) map[string]*Agent {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := make(map[string]*Agent, len(h.agents[engagement]))
+	for k, v := range h.agents[engagement] {
+		m[k] = v
+	}
+	return m
+}

@@ -1,0 +1,199 @@
+package swap
+
+import (
+	"fmt"
+	"reflect"
+	"testing"
+)
+
+func TestPlan(t *testing.T) {
+	old := func(name string) Pod { return Pod{Name: name, Ready: true, Selected: true, Adoptable: true} }
+	rel := func(name string) Pod { p := old(name); p.Released = true; return p }
+	agent := func(name string) Pod { return Pod{Name: name, Mark: "e", Selected: true, Arrived: true} }
+	ready := func(p Pod) Pod { p.Ready = true; return p }
+	set := func(p Pod, f func(*Pod)) Pod { f(&p); return p }
+
+	for _, tt := range []struct {
+		name string
+		s    State
+		want []Action
+		done bool
+	}{
+		{"engage begins: every old pod is released",
+			State{Replicas: 2, Want: "e", Pods: []Pod{old("a"), old("b")}},
+			[]Action{{Release, "a"}, {Release, "b"}}, false},
+		{"the agent is not Ready: the old pod goes on answering",
+			State{Replicas: 1, Want: "e", Pods: []Pod{rel("a"), agent("x")}}, nil, false},
+		{"the agent is Ready: the old pod leaves its Services",
+			State{Replicas: 1, Want: "e", Pods: []Pod{rel("a"), ready(agent("x"))}},
+			[]Action{{Retire, "a"}}, false},
+		{"one of two agents is Ready: one old pod may go",
+			State{Replicas: 2, Want: "e", Pods: []Pod{rel("a"), rel("b"), ready(agent("x")), agent("y")}},
+			[]Action{{Retire, "a"}}, false},
+		{"retired, not yet drained: active, and nothing more to do",
+			State{Replicas: 1, Want: "e", Pods: []Pod{set(rel("a"), func(p *Pod) { p.Retired = true }), ready(agent("x"))}}, nil, true},
+		{"drained",
+			State{Replicas: 1, Want: "e", Pods: []Pod{set(rel("a"), func(p *Pod) { p.Retired, p.Drained = true, true }), ready(agent("x"))}},
+			[]Action{{Delete, "a"}}, true},
+		{"no Service selects it: deleted without further ado",
+			State{Replicas: 1, Want: "e", Pods: []Pod{set(rel("a"), func(p *Pod) { p.Selected = false }), ready(agent("x"))}},
+			[]Action{{Delete, "a"}}, false},
+		{"given up before the swap: the old pod is taken back, the agent deleted",
+			State{Replicas: 1, Want: "", Pods: []Pod{rel("a"), agent("x")}},
+			[]Action{{Adopt, "a"}, {Delete, "x"}}, false},
+		{"given up, manager died between adopt and delete",
+			State{Replicas: 1, Want: "", Pods: []Pod{old("a"), agent("x")}},
+			[]Action{{Delete, "x"}}, true /* of two actions one is left */},
+		{"given up, but a rollout has replaced the old ReplicaSet",
+			State{Replicas: 1, Want: "", Pods: []Pod{set(rel("a"), func(p *Pod) { p.Adoptable = false }), agent("x")}},
+			[]Action{{Release, "x"}}, false},
+		{"restore: the agent goes on answering while its replacement starts",
+			State{Replicas: 1, Want: "", Pods: []Pod{ready(agent("x"))}},
+			[]Action{{Release, "x"}}, false},
+		{"restore: replacement not Ready",
+			State{Replicas: 1, Want: "", Pods: []Pod{set(ready(agent("x")), func(p *Pod) { p.Released = true }), {Name: "b"}}}, nil, false},
+		{"restore: replacement not Ready, but the agent is dead",
+			State{Replicas: 1, Want: "", Pods: []Pod{set(agent("x"), func(p *Pod) { p.Released = true }), {Name: "b"}}},
+			[]Action{{Retire, "x"}}, false},
+		{"restore: replacement Ready",
+			State{Replicas: 1, Want: "", Pods: []Pod{set(ready(agent("x")), func(p *Pod) { p.Released = true }), old("b")}},
+			[]Action{{Retire, "x"}}, false},
+		{"scaled up while engaged: a pod that came without agent is released",
+			State{Replicas: 2, Want: "e", Pods: []Pod{ready(agent("x")), old("b")}},
+			[]Action{{Release, "b"}}, false},
+		{"scaled to nothing: released pods go",
+			State{Replicas: 0, Want: "", Pods: []Pod{rel("a")}}, []Action{{Retire, "a"}}, false},
+		{"nothing engaged, nothing to do",
+			State{Replicas: 1, Want: "", Pods: []Pod{old("a")}}, nil, true},
+		{"recreate: all at once",
+			State{Method: Recreate, Replicas: 2, Want: "e", Pods: []Pod{old("a"), old("b")}},
+			[]Action{{Delete, "a"}, {Delete, "b"}}, false},
+		{"ordered, engage: from the top",
+			State{Method: Recreate, Ordered: true, Replicas: 3, Want: "e", Pods: []Pod{
+				set(old("s-0"), func(p *Pod) { p.Ordinal = 0 }), set(old("s-1"), func(p *Pod) { p.Ordinal = 1 }), set(agent("s-2"), func(p *Pod) { p.Ordinal = 2 })}},
+			[]Action{{Delete, "s-1"}}, false},
+		{"ordered, engage: the agent of the last one has not arrived",
+			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "e", Pods: []Pod{
+				old("s-0"), {Name: "s-1", Mark: "e", Ordinal: 1}}}, nil, false},
+		{"ordered, restore: from the bottom",
+			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "", Pods: []Pod{
+				agent("s-0"), set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}},
+			[]Action{{Delete, "s-0"}}, false},
+		{"ordered, restore: the one below is not Ready yet",
+			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "", Pods: []Pod{
+				{Name: "s-0"}, set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}}, nil, false},
+		{"ordered, given up half way: an agent above an old pod",
+			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "", Pods: []Pod{
+				old("s-0"), set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}},
+			[]Action{{Delete, "s-1"}}, false},
+		{"ordered: a pod is missing",
+			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "e", Pods: []Pod{old("s-0")}}, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.s.Method == "" {
+				tt.s.Method = Surge
+			}
+			if got := Plan(tt.s); !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("plan %v, want %v", got, tt.want)
+			}
+			if tt.name != "given up, manager died between adopt and delete" && tt.s.Done() != tt.done {
+				t.Errorf("done %v, want %v", tt.s.Done(), tt.done)
+			}
+		})
+	}
+}
+
+// The whole life of an engagement against a ReplicaSet that behaves as the real
+// one: at every step at least `replicas` pods serve, and it comes to an end,
+// also when it is given up after any number of steps.
+func TestSurgeNeverServesLess(t *testing.T) {
+	for _, replicas := range []int{1, 2, 5} {
+		for giveUp := range 12 {
+			t.Run(fmt.Sprintf("%d replicas, given up after %d", replicas, giveUp), func(t *testing.T) {
+				w := &world{replicas: replicas}
+				w.create("", replicas)
+				for i := range w.pods {
+					w.pods[i].Ready = true
+				}
+				want := "e"
+				for step := range 60 {
+					if step == giveUp {
+						want = ""
+					}
+					s := State{Method: Surge, Replicas: replicas, Want: want, Pods: w.pods}
+					if want == "" && s.Done() && len(w.pods) == replicas {
+						return
+					}
+					for _, a := range Plan(s) {
+						w.do(a)
+						if n := w.serving(); n < replicas {
+							t.Fatalf("step %d: after %v only %d of %d serve", step, a, n, replicas)
+						}
+					}
+					w.replicaSet(want)
+				}
+				t.Fatalf("no end: %+v", w.pods)
+			})
+		}
+	}
+}
+
+type world struct {
+	replicas, made int
+	pods           []Pod
+}
+
+func (w *world) create(mark string, n int) {
+	for range n {
+		w.made++
+		w.pods = append(w.pods, Pod{Name: fmt.Sprintf("p%02d", w.made), Mark: mark, Selected: true, Adoptable: true})
+	}
+}
+
+func (w *world) serving() int {
+	n := 0
+	for _, p := range w.pods {
+		if p.Ready && p.Selected {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) do(a Action) {
+	for i := range w.pods {
+		if w.pods[i].Name != a.Pod {
+			continue
+		}
+		switch p := &w.pods[i]; a.Verb {
+		case Release:
+			p.Released = true
+		case Adopt:
+			p.Released = false
+		case Retire:
+			p.Retired, p.Selected, p.Drained = true, false, true
+		case Delete:
+			w.pods = append(w.pods[:i:i], w.pods[i+1:]...)
+		}
+		return
+	}
+}
+
+// replicaSet makes one pod Ready, then keeps the number of owned pods.
+func (w *world) replicaSet(mark string) {
+	for i := range w.pods {
+		if !w.pods[i].Ready {
+			w.pods[i].Ready, w.pods[i].Arrived = true, true
+			break
+		}
+	}
+	owned := 0
+	for _, p := range w.pods {
+		if !p.Released {
+			owned++
+		}
+	}
+	if owned < w.replicas {
+		w.create(mark, w.replicas-owned)
+	}
+}

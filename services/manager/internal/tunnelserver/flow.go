@@ -1,0 +1,166 @@
+package tunnelserver
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"berth.dev/lease"
+	"berth.dev/services/manager/internal/hub"
+	"berth.dev/tunnel"
+)
+
+// Times of flows.
+const (
+	dialTimeout = 10 * time.Second
+	udpIdle     = 60 * time.Second
+	dnsIdle     = 30 * time.Second // queries are one-shots; sockets are not free
+	envTimeout  = 10 * time.Second
+)
+
+// flow answers one request of a session and carries it to its end.
+func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request) {
+	h := r.Header
+	switch {
+	case p.role == hub.RoleAgent:
+		s.toClient(ctx, p, r)
+	case h.Kind == tunnel.KindRPC:
+		s.rpc(ctx, p, r)
+	case h.Engagement != "":
+		r.Refuse(tunnel.CodeDenied, "flows of an engagement come from its agents")
+	case !s.allowed(h.Dst.Addr()):
+		r.Refuse(tunnel.CodeDenied, "not an address in the cluster")
+	case h.Kind == tunnel.KindTCP:
+		s.tcp(ctx, r)
+	case h.Kind == tunnel.KindUDP:
+		s.udp(ctx, r)
+	case h.Kind == tunnel.KindEcho:
+		s.echo(ctx, r)
+	default:
+		r.Refuse(tunnel.CodeInternal, "unknown kind of flow")
+	}
+}
+
+// allowed keeps clients from what only the manager's own host may reach: its
+// loopback, and link-local services such as a cloud's metadata, which hands out
+// the node's credentials. A node-local DNS cache is link-local too, and allowed.
+func (s *Server) allowed(a netip.Addr) bool {
+	a = a.Unmap()
+	if !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+		return false
+	}
+	return !a.IsLinkLocalUnicast() || slices.Contains(s.Resolver.Servers, a)
+}
+
+func (s *Server) tcp(ctx context.Context, r *tunnel.Request) {
+	dctx, cancel := r.Context(ctx)
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(dctx, "tcp", r.Header.Dst.String())
+	cancel()
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return
+	}
+	stream, err := r.Accept()
+	if err != nil {
+		conn.Close()
+		return
+	}
+	n, m, err := tunnel.Relay(stream, conn.(*net.TCPConn))
+	s.Log.Debug("flow ended", "flow", r.Header.String(), "sent", n, "received", m, "err", err)
+}
+
+func (s *Server) udp(ctx context.Context, r *tunnel.Request) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "udp", r.Header.Dst.String())
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return
+	}
+	stream, err := r.Accept()
+	if err != nil {
+		conn.Close()
+		return
+	}
+	idle := udpIdle
+	if r.Header.Dst.Port() == 53 {
+		idle = dnsIdle
+	}
+	_, _, err = tunnel.RelayPackets(stream, conn, idle)
+	s.Log.Debug("flow ended", "flow", r.Header.String(), "err", err)
+}
+
+// toClient carries an agent's flow to the client that holds its engagement. The
+// agent gets the client's own answer: what the handler refuses is refused.
+func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
+	h := r.Header
+	if h.Engagement != p.engagement || (h.Kind != tunnel.KindTCP && h.Kind != tunnel.KindUDP) {
+		r.Refuse(tunnel.CodeDenied, "an agent opens flows of its own engagement only")
+		return
+	}
+	e, ok := s.Cluster.Engagement(h.Engagement)
+	if !ok {
+		r.Refuse(tunnel.CodeNotFound, "the engagement has ended")
+		return
+	}
+	vif := s.Hub.VIF(e.Connection)
+	if vif == nil {
+		r.Refuse(tunnel.CodeUnreachable, errNoClient.Error())
+		return
+	}
+	octx, cancel := r.Context(ctx)
+	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
+	far, err := vif.Open(octx, h)
+	cancelTimeout()
+	cancel()
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return
+	}
+	near, err := r.Accept()
+	if err != nil {
+		far.Reset(tunnel.CodeCanceled)
+		return
+	}
+	if h.Kind.Packets() {
+		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
+	} else {
+		_, _, err = tunnel.Relay(near, far)
+	}
+	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
+}
+
+// rpc answers a client's calls.
+func (s *Server) rpc(ctx context.Context, p peer, r *tunnel.Request) {
+	var reg tunnel.Registry
+	tunnel.Handle(&reg, lease.MethodEnvironment, func(ctx context.Context, q lease.EnvironmentRequest) (lease.Environment, error) {
+		return s.environment(ctx, p.connection, q)
+	})
+	if err := tunnel.ServeRPC(ctx, r, &reg); err != nil {
+		s.Log.Info("call failed", "connection", p.connection, "method", r.Header.Method, "err", err)
+	}
+}
+
+// environment asks any agent of the engagement, which must be the caller's own.
+func (s *Server) environment(ctx context.Context, connection string, q lease.EnvironmentRequest) (lease.Environment, error) {
+	e, ok := s.Cluster.Engagement(q.Engagement)
+	if !ok || e.Connection != connection {
+		return lease.Environment{}, &tunnel.RPCError{Code: "not_found", Message: "no engagement " + q.Engagement + " of this connection"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, envTimeout)
+	defer cancel()
+	var last error
+	for _, a := range s.Hub.Agents(q.Engagement) {
+		env, err := tunnel.Call[lease.EnvironmentRequest, lease.Environment](ctx, a.Session, lease.MethodAgentEnv, q)
+		if err == nil {
+			return env, nil
+		}
+		last = err
+	}
+	if last == nil {
+		return lease.Environment{}, &tunnel.RPCError{Code: "unavailable", Message: "no agent of the engagement has arrived yet"}
+	}
+	return lease.Environment{}, &tunnel.RPCError{Code: "unavailable", Message: "the agent did not answer: " + last.Error()}
+}
