@@ -1,0 +1,50 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Up gives the interface its addresses, each alone in its subnet, and brings it
+// up. The addresses of a family that the namespace has switched off are left
+// out, as Docker does with IPv6 by default; what was set is returned.
+func Up(name string, addrs ...netip.Addr) ([]netip.Addr, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	var set []netip.Addr
+	for _, a := range addrs {
+		ipn := ipNet(netip.PrefixFrom(a, a.BitLen()))
+		// An IPv6 address would be tentative for a second: nobody else is there.
+		err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipn, Flags: noDAD(a)})
+		switch {
+		case err == nil, errors.Is(err, fs.ErrExist):
+			set = append(set, a)
+		case a.Is6() && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EOPNOTSUPP)):
+		default:
+			return nil, fmt.Errorf("give interface %s the address %s: %w", name, a, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("bring up interface %s: %w", name, err)
+	}
+	return set, nil
+}
+
+func noDAD(a netip.Addr) int {
+	if a.Is6() {
+		return syscall.IFA_F_NODAD
+	}
+	return 0
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -1,0 +1,188 @@
+// Package tun owns the VIF: the TUN device of a connection in the network
+// namespace of the daemon container.
+//
+// Packets pass with the kernel's segmentation offload: what an application
+// writes into a TCP connection arrives as one packet of up to 64 KiB, and what
+// netstack sends leaves as one, each behind a [Header] that says how the kernel
+// would have to cut it. That saves most of the per-packet work (see ADR 0004).
+// The device is opened here rather than by wireguard/tun, whose vector
+// interface cuts the packets up, and whose monitor wakes once a second.
+//
+// The device is not persistent: it vanishes, and with it its addresses and
+// routes, when its descriptor is closed, by kill -9 too. Nothing else has to
+// clean up after it.
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const cloneDevice = "/dev/net/tun"
+
+// Device is an open TUN. Any number of goroutines may write; each reader needs
+// a [Reader] of its own. Close makes them all return os.ErrClosed.
+type Device struct {
+	name string
+	mtu  int
+	file *os.File
+	raw  syscall.RawConn
+	pool sync.Pool // of *writer
+}
+
+// Create makes the device, down and without an address. A missing /dev/net/tun
+// is an error that matches fs.ErrNotExist, missing NET_ADMIN one that matches
+// fs.ErrPermission.
+func Create(name string, mtu int) (*Device, error) {
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", cloneDevice, err)
+	}
+	if err := attach(fd, name, mtu); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	d := &Device{name: name, mtu: mtu, file: os.NewFile(uintptr(fd), cloneDevice)}
+	if d.raw, err = d.file.SyscallConn(); err != nil {
+		_ = d.file.Close()
+		return nil, fmt.Errorf("use tun %q: %w", name, err)
+	}
+	d.pool.New = func() any { return newWriter() }
+	return d, nil
+}
+
+func attach(fd int, name string, mtu int) error {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return fmt.Errorf("name tun %q: %w", name, err)
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return fmt.Errorf("create tun %q: %w", name, err)
+	}
+	// Not USO: a UDP packet here is one datagram, which netstack relies on.
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+		return fmt.Errorf("set offloads of tun %q: %w", name, err)
+	}
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("set MTU of tun %q: %w", name, err)
+	}
+	defer unix.Close(sock)
+	if ifr, err = unix.NewIfreq(name); err != nil {
+		return err
+	}
+	ifr.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(sock, unix.SIOCSIFMTU, ifr); err != nil {
+		return fmt.Errorf("set MTU %d of tun %q: %w", mtu, name, err)
+	}
+	return nil
+}
+
+// Name is the interface's name.
+func (d *Device) Name() string { return d.name }
+
+// MTU is that of the interface.
+func (d *Device) MTU() int { return d.mtu }
+
+// Close removes the device.
+func (d *Device) Close() error { return d.file.Close() }
+
+// Reader reads packets for one goroutine.
+type Reader struct {
+	raw  syscall.RawConn
+	head [headerSize]byte
+	iov  [3][]byte
+	n    int
+	err  error
+	call func(fd uintptr) bool
+}
+
+// NewReader returns a reader. Every packet goes to one reader only.
+func (d *Device) NewReader() *Reader {
+	r := &Reader{raw: d.raw}
+	r.iov[0] = r.head[:]
+	r.call = func(fd uintptr) bool { // made once: Read does not allocate
+		for {
+			r.n, r.err = unix.Readv(int(fd), r.iov[:])
+			if r.err != unix.EINTR {
+				return r.err != unix.EAGAIN
+			}
+		}
+	}
+	return r
+}
+
+// Read waits for a packet and puts it into first and, what does not fit, into
+// rest: most packets are small, and their buffer can be.
+func (r *Reader) Read(h *Header, first, rest []byte) (int, error) {
+	r.iov[1], r.iov[2] = first, rest
+	if err := r.raw.Read(r.call); err != nil {
+		return 0, closed(err)
+	}
+	if r.err != nil {
+		return 0, fmt.Errorf("read tun: %w", r.err)
+	}
+	if r.n < headerSize {
+		return 0, fmt.Errorf("read tun: %d bytes are no packet", r.n)
+	}
+	h.parse(&r.head)
+	return r.n - headerSize, nil
+}
+
+// closed is os.ErrClosed for what the poller says after Close.
+func closed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return os.ErrClosed
+	}
+	return fmt.Errorf("wait for tun: %w", err)
+}
+
+// writer is the state of one Write, pooled with its closure.
+type writer struct {
+	head [headerSize]byte
+	iov  [][]byte
+	err  error
+	call func(fd uintptr) bool
+}
+
+func newWriter() *writer {
+	w := &writer{iov: make([][]byte, 0, 32)}
+	w.call = func(fd uintptr) bool {
+		for {
+			_, w.err = unix.Writev(int(fd), w.iov)
+			if w.err != unix.EINTR {
+				return w.err != unix.EAGAIN
+			}
+		}
+	}
+	return w
+}
+
+// Write hands the kernel one packet that consists of the given parts.
+func (d *Device) Write(h Header, parts ...[]byte) error {
+	w := d.pool.Get().(*writer)
+	defer func() {
+		clear(w.iov)
+		d.pool.Put(w)
+	}()
+	h.put(&w.head)
+	w.iov = append(w.iov[:0], w.head[:])
+	for _, p := range parts {
+		if len(p) > 0 {
+			w.iov = append(w.iov, p)
+		}
+	}
+	if err := d.raw.Write(w.call); err != nil {
+		return closed(err)
+	}
+	if w.err != nil {
+		return fmt.Errorf("write tun: %w", w.err)
+	}
+	return nil
+}
