@@ -24,6 +24,7 @@ import (
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
 	"berth.dev/services/runner/internal/engine"
 
 	"github.com/docker/docker/api/types/container"
@@ -228,18 +229,24 @@ func died(name string, x engine.Exit, last string) *fault.Error {
 	return fault.New(fault.Unavailable, "ctl connect", "the daemon container %s exited with code %d: %s", name, x.Code, last)
 }
 
-// Stop serves DaemonStop.
+// Stop serves DaemonStop. A reply with Already set means that there is no such
+// container and that no fact is to come.
 func (s *Set) Stop(_ context.Context, req command.StopDaemon) (command.Accepted, error) {
 	accepted := command.Accepted{ID: req.Connection}
+	if err := validID(req.Connection); err != nil {
+		return accepted, err
+	}
 	s.mu.Lock()
 	r := s.records[req.Connection]
-	if r == nil || r.stopping {
-		s.mu.Unlock()
-		accepted.Already = true
+	stopping := r != nil && r.stopping
+	if r != nil {
+		r.stopping = true
+	}
+	s.mu.Unlock()
+	if r == nil || stopping {
+		accepted.Already = r == nil
 		return accepted, nil
 	}
-	r.stopping = true
-	s.mu.Unlock()
 	s.opt.Go(func(ctx context.Context) { s.stop(ctx, r) })
 	return accepted, nil
 }
@@ -328,6 +335,13 @@ func newRecord(connection, name string) *record {
 	output := make(chan struct{})
 	close(output)
 	return &record{connection: connection, name: name, output: output, settled: make(chan struct{}), done: make(chan struct{}), last: &engine.LastLines{}}
+}
+
+func validID(id string) error {
+	if !subject.Valid(id) {
+		return fault.New(fault.InvalidArgument, "", "%q is not the id of a connection", id)
+	}
+	return nil
 }
 
 func (s *Set) has(connection string) bool {

@@ -10,7 +10,6 @@ import (
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
-	"berth.dev/bus/subject"
 	"berth.dev/services/runner/internal/engine"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -33,8 +32,8 @@ type spec struct {
 
 // newSpec checks what can be checked without creating anything.
 func (s *Set) newSpec(ctx context.Context, req command.StartDaemon) (*spec, error) {
-	if !subject.Valid(req.Connection) {
-		return nil, fault.New(fault.InvalidArgument, "", "%q is not the id of a connection", req.Connection)
+	if err := validID(req.Connection); err != nil {
+		return nil, err
 	}
 	if req.Name == "" {
 		return nil, fault.New(fault.InvalidArgument, "", "the connection has no name")

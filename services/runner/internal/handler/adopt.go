@@ -102,4 +102,5 @@ func (s *Set) missed(ctx context.Context, e command.Engagement) {
 	}
 	s.removeVolumes(ctx, e.ID)
 	s.end(ctx, r, event.HandlerExited{Container: e.Handler, ExitCode: exit.Code, OOMKilled: exit.OOM})
+	close(r.gone)
 }

@@ -59,6 +59,7 @@ func (s *Set) fail(ctx context.Context, r *record, err error) {
 	s.clean(ctx, r)
 	s.log.Warn("the handler failed", "engagement", r.engagement, "err", err)
 	s.end(ctx, r, event.HandlerFailed{Error: *fault.From(err)})
+	close(r.gone)
 }
 
 // clean removes r's container and volumes.
@@ -139,6 +140,7 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting, outpu
 		s.log.Warn("the handler's container is not removed yet", "engagement", r.engagement, "err", err)
 	}
 	s.removeVolumes(ctx, r.engagement)
+	close(r.gone)
 }
 
 // attach sends r's output to the bus. A terminal's output belongs to whoever
@@ -177,6 +179,7 @@ func (s *Set) stop(ctx context.Context, r *record, limit time.Duration) {
 	if s.phaseOf(r) == created {
 		s.clean(ctx, r)
 		s.end(ctx, r, event.HandlerFailed{Error: *fault.New(fault.FailedPrecondition, "", "the handler %s was removed before it had been started", r.name)})
+		close(r.gone)
 		r.release()
 		return
 	}

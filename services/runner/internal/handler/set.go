@@ -82,6 +82,7 @@ type record struct {
 	ports                        []event.Port
 	turn                         chan struct{} // holds one token: who has it may change the container
 	done                         chan struct{} // closed with ended
+	gone                         chan struct{} // closed when container and volumes are removed, or given up to the sweep
 
 	// Guarded by Set.mu.
 	phase     phase
@@ -190,26 +191,40 @@ func (s *Set) Start(_ context.Context, req command.EngagementRef) (command.Accep
 }
 
 // Stop serves HandlerStop: `docker stop`, or removal if it never was started.
-func (s *Set) Stop(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
-	accepted := command.Accepted{ID: req.Engagement, Already: true}
+// A reply with Already set means that nothing is left of the handler, and that
+// no fact is to come; it waits for the engine to finish a removal.
+func (s *Set) Stop(ctx context.Context, req command.EngagementRef) (command.Accepted, error) {
+	accepted := command.Accepted{ID: req.Engagement}
 	if err := validID("engagement", req.Engagement); err != nil {
 		return accepted, err
 	}
 	r := s.get(req.Engagement)
 	if r == nil {
+		accepted.Already = true
 		return accepted, nil
 	}
 	s.mu.Lock()
-	already := r.phase == ended || r.stopping
+	over, stopping := r.phase == ended, r.stopping
 	r.stopping = true
 	s.mu.Unlock()
-	if already {
+	if over {
+		select {
+		case <-r.gone:
+			accepted.Already = true
+		case <-time.After(removalTime):
+		case <-ctx.Done():
+		}
 		return accepted, nil
 	}
-	accepted.Already = false
-	s.opt.Go(func(ctx context.Context) { s.stop(ctx, r, 0) })
+	if !stopping {
+		s.opt.Go(func(ctx context.Context) { s.stop(ctx, r, 0) })
+	}
 	return accepted, nil
 }
+
+// removalTime is how long Stop waits for the engine to remove what has ended;
+// the engine usually takes a tenth of a second.
+const removalTime = 5 * time.Second
 
 // StopAll ends every handler, each within limit, and waits until their facts
 // are stated or ctx ends. No command may come any more.
@@ -251,7 +266,7 @@ func (s *Set) Forget(known func(engagement string) bool) {
 }
 
 func newRecord(engagement, connection, name string, ports []event.Port) *record {
-	r := &record{engagement: engagement, connection: connection, name: name, ports: ports, turn: make(chan struct{}, 1), done: make(chan struct{})}
+	r := &record{engagement: engagement, connection: connection, name: name, ports: ports, turn: make(chan struct{}, 1), done: make(chan struct{}), gone: make(chan struct{})}
 	r.release()
 	return r
 }
