@@ -194,6 +194,9 @@ func (s State) learn(in Input) State {
 			return s
 		}
 	case TimeOver:
+		if s.Stage == Connected { // it was in time
+			return s
+		}
 		in.Error = s.waitsFor()
 	}
 	// What fails once the undoing has begun is a consequence of it.

@@ -1,0 +1,247 @@
+// Package workload finds what can be engaged: Deployments, StatefulSets and
+// ReplicaSets, their containers and ports.
+//
+// Lookups answer with faults that name the alternatives: an unknown workload
+// with the nearest names, a container that was not named with the list of them.
+// The choice of containers and ports is pure.
+package workload
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"berth.dev/bus/fault"
+	"berth.dev/services/connector/internal/cluster"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// The kinds of workloads.
+const (
+	Deployment  = "Deployment"
+	StatefulSet = "StatefulSet"
+	ReplicaSet  = "ReplicaSet"
+)
+
+// Kinds lists them in the order in which a bare name is looked up.
+var Kinds = []string{Deployment, StatefulSet, ReplicaSet}
+
+// resourceOf is the API resource of a kind.
+func resourceOf(kind string) string { return strings.ToLower(kind) + "s" }
+
+// kindOf reads a kind as kubectl does: any case, plural, or its short name.
+func kindOf(s string) (string, bool) {
+	switch strings.TrimSuffix(strings.ToLower(s), ".apps") {
+	case "deployment", "deployments", "deploy":
+		return Deployment, true
+	case "statefulset", "statefulsets", "sts":
+		return StatefulSet, true
+	case "replicaset", "replicasets", "rs":
+		return ReplicaSet, true
+	}
+	return "", false
+}
+
+// Workload is one of them.
+type Workload struct {
+	Kind, Name, Namespace string
+	Replicas, Ready       int32 // wanted, ready
+	Containers            []corev1.Container
+	Owner                 string // kind/name of the workload that controls it
+}
+
+// Title is kind/name.
+func (w Workload) Title() string { return w.Kind + "/" + w.Name }
+
+// ContainerNames are those of its app containers.
+func (w Workload) ContainerNames() []string {
+	var n []string
+	for _, c := range w.Containers {
+		n = append(n, c.Name)
+	}
+	return n
+}
+
+// Obstacle says why w cannot be engaged, nil where it can.
+func (w Workload) Obstacle() *fault.Error {
+	switch {
+	case w.Owner != "":
+		return fault.New(fault.FailedPrecondition, "ctl replace "+w.Owner, "%s belongs to %s: engage that one", w.Title(), w.Owner)
+	case w.Replicas == 0:
+		return fault.New(fault.FailedPrecondition, fmt.Sprintf("kubectl scale %s --replicas 1 -n %s", strings.ToLower(w.Title()), w.Namespace), "%s is scaled to 0: it has no pod whose place could be taken", w.Title())
+	}
+	return nil
+}
+
+// Find looks up [kind/]name.
+func Find(ctx context.Context, c *cluster.Cluster, namespace, ref string) (Workload, error) {
+	kinds, name := Kinds, ref
+	if k, n, ok := strings.Cut(ref, "/"); ok {
+		kind, known := kindOf(k)
+		if !known {
+			return Workload{}, fault.New(fault.InvalidArgument, "ctl list", "%q is no kind of workload that can be engaged: %s", k, strings.Join(Kinds, ", "))
+		}
+		kinds, name = []string{kind}, n
+	}
+	found := make([]*Workload, len(kinds))
+	errs := make([]error, len(kinds))
+	var g errgroup.Group
+	for i, kind := range kinds {
+		g.Go(func() error {
+			w, err := get(ctx, c, namespace, kind, name)
+			if err == nil {
+				found[i] = &w
+			} else if !apierrors.IsNotFound(err) {
+				errs[i] = cluster.Explain(err, c.Server, "", cluster.Right{Verb: "get", Group: "apps", Resource: resourceOf(kind), Namespace: namespace})
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	found = slices.DeleteFunc(found, func(w *Workload) bool { return w == nil })
+	switch {
+	case len(found) == 1:
+		return *found[0], nil
+	case len(found) > 1:
+		var titles []string
+		for _, w := range found {
+			titles = append(titles, w.Title())
+		}
+		return Workload{}, fault.New(fault.InvalidArgument, "ctl replace "+titles[0], "%s is ambiguous in the namespace %s: %s", name, namespace, strings.Join(titles, ", "))
+	}
+	for _, err := range errs {
+		if err != nil {
+			return Workload{}, err
+		}
+	}
+	return Workload{}, unknown(ctx, c, namespace, name, kinds)
+}
+
+func unknown(ctx context.Context, c *cluster.Cluster, namespace, name string, kinds []string) error {
+	hint := "ctl list -n " + namespace
+	what := strings.Join(kinds, ", ")
+	all, err := List(ctx, c, namespace)
+	if err != nil || len(all) == 0 {
+		return fault.New(fault.NotFound, hint, "the namespace %s has no %s named %s", namespace, what, name)
+	}
+	var names []string
+	for _, w := range all {
+		names = append(names, w.Name)
+	}
+	return fault.New(fault.NotFound, hint, "the namespace %s has no %s named %s; near it: %s", namespace, what, name, strings.Join(Nearest(name, names, 3), ", "))
+}
+
+func get(ctx context.Context, c *cluster.Cluster, namespace, kind, name string) (Workload, error) {
+	apps := c.Kube.AppsV1()
+	switch kind {
+	case Deployment:
+		d, err := apps.Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return Workload{}, err
+		}
+		return fromDeployment(d), nil
+	case StatefulSet:
+		s, err := apps.StatefulSets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return Workload{}, err
+		}
+		return fromStatefulSet(s), nil
+	default:
+		r, err := apps.ReplicaSets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return Workload{}, err
+		}
+		return fromReplicaSet(r), nil
+	}
+}
+
+// List returns the workloads of a namespace by name, without ReplicaSets that
+// belong to another workload. A kind that the user may not list is left out,
+// unless that leaves none.
+func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload, error) {
+	apps := c.Kube.AppsV1()
+	var lists [3][]Workload
+	var errs [3]error
+	var g errgroup.Group
+	g.Go(func() error {
+		l, err := apps.Deployments(namespace).List(ctx, metav1.ListOptions{})
+		if errs[0] = err; err == nil {
+			for i := range l.Items {
+				lists[0] = append(lists[0], fromDeployment(&l.Items[i]))
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		l, err := apps.StatefulSets(namespace).List(ctx, metav1.ListOptions{})
+		if errs[1] = err; err == nil {
+			for i := range l.Items {
+				lists[1] = append(lists[1], fromStatefulSet(&l.Items[i]))
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		l, err := apps.ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+		if errs[2] = err; err == nil {
+			for i := range l.Items {
+				if w := fromReplicaSet(&l.Items[i]); w.Owner == "" {
+					lists[2] = append(lists[2], w)
+				}
+			}
+		}
+		return nil
+	})
+	_ = g.Wait()
+	failed := 0
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		failed++
+		if failed == len(errs) || !apierrors.IsForbidden(err) {
+			return nil, cluster.Explain(err, c.Server, "", cluster.Right{Verb: "list", Group: "apps", Resource: resourceOf(Kinds[i]), Namespace: namespace})
+		}
+	}
+	all := slices.Concat(lists[0], lists[1], lists[2])
+	slices.SortStableFunc(all, func(a, b Workload) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+func fromDeployment(d *appsv1.Deployment) Workload {
+	return Workload{Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, owner(d)}
+}
+
+func fromStatefulSet(s *appsv1.StatefulSet) Workload {
+	return Workload{StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, owner(s)}
+}
+
+func fromReplicaSet(r *appsv1.ReplicaSet) Workload {
+	return Workload{ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, owner(r)}
+}
+
+// wanted: the API's default is one.
+func wanted(n *int32) int32 {
+	if n == nil {
+		return 1
+	}
+	return *n
+}
+
+// owner is the controlling workload. Owners of other kinds (an operator's
+// resource) do not stand in the way.
+func owner(o metav1.Object) string {
+	if ref := metav1.GetControllerOf(o); ref != nil {
+		if _, ok := kindOf(ref.Kind); ok {
+			return ref.Kind + "/" + ref.Name
+		}
+	}
+	return ""
+}
