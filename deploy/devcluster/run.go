@@ -63,6 +63,9 @@ func up(ctx context.Context, c config, cache string, say nodeimage.Say) error {
 	if err != nil {
 		return err
 	}
+	if err := image.RemoveOthers(ctx); err != nil {
+		return err
+	}
 	if err := kubeconfig.Write(c.kubeconfig, content); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"berth.dev/deploy/devcluster/cachedir"
 	"berth.dev/deploy/devcluster/engine"
@@ -109,6 +110,21 @@ func (i Image) Ensure(ctx context.Context, say Say) error {
 	}
 	say("importing the node image (some 10 s)")
 	return i.load(ctx, root, files, archives)
+}
+
+// RemoveOthers removes node images of other checkouts and times, half a gigabyte
+// each. One that is in use stays.
+func (i Image) RemoveOthers(ctx context.Context) error {
+	list, err := engine.Run(ctx, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", Repository)
+	if err != nil {
+		return fmt.Errorf("list node images: %w", err)
+	}
+	for tag := range strings.FieldsSeq(list) {
+		if tag != i.Tag {
+			engine.Run(ctx, "image", "rm", tag) // refused while a container uses it
+		}
+	}
+	return nil
 }
 
 // load streams one tar into the engine: the root file system, then the rest.
