@@ -305,12 +305,6 @@ func (s *Session) LocalAddr() net.Addr { return s.conn.LocalAddr() }
 // says little.
 func (s *Session) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
-func (s *Session) lookup(id uint32) *Stream {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.streams[id]
-}
-
 // remove forgets a stream that has ended both ways.
 func (s *Session) remove(st *Stream) {
 	s.mu.Lock()

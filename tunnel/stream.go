@@ -110,9 +110,9 @@ func (s *Stream) sessionEnded(err error) {
 	}
 	s.sendCond.Broadcast()
 	s.sess.w.mu.Unlock()
-	s.endRead(err, false)
 	s.ends.Or(sendEnded | recvEnded)
 	s.sess.remove(s)
+	s.endRead(err, false)
 }
 
 // end makes both directions fail with err. It returns false when both had
@@ -137,10 +137,10 @@ func (s *Stream) end(err error, local bool) bool {
 	s.finQueued, s.finSent = true, true
 	s.sendCond.Broadcast()
 	w.mu.Unlock()
-	s.endRead(err, local)
 	if live {
-		s.sess.remove(s)
+		s.sess.remove(s) // before anyone learns of it
 	}
+	s.endRead(err, local)
 	return live
 }
 

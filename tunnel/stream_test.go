@@ -173,7 +173,9 @@ func TestBulkHash(t *testing.T) {
 			c, s := streamPair(t, client, server, KindTCP)
 			for dir, ends := range map[string][2]*Stream{"up": {c, s}, "down": {s, c}} {
 				sent := sha256.New()
+				hashed := make(chan struct{})
 				go func() {
+					defer close(hashed)
 					defer ends[0].CloseWrite()
 					src := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{1}), size/2), sent)
 					if _, err := ends[0].ReadFrom(src); err != nil {
@@ -185,6 +187,7 @@ func TestBulkHash(t *testing.T) {
 				if err != nil || n != size/2 {
 					t.Fatalf("%s: %d bytes, %v", dir, n, err)
 				}
+				<-hashed
 				if !bytes.Equal(got.Sum(nil), sent.Sum(nil)) {
 					t.Errorf("%s: bytes differ", dir)
 				}
@@ -199,7 +202,9 @@ func TestMixedSizes(t *testing.T) {
 		c, s := streamPair(t, client, server, KindTCP)
 		sent := sha256.New()
 		rng := rand.New(rand.NewPCG(1, 2))
+		hashed := make(chan struct{})
 		go func() {
+			defer close(hashed)
 			defer c.CloseWrite()
 			for i := range 600 {
 				b := make([]byte, 1+rng.IntN(1<<(1+i%18)))
@@ -224,6 +229,7 @@ func TestMixedSizes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		<-hashed
 		if !bytes.Equal(got.Sum(nil), sent.Sum(nil)) {
 			t.Error("bytes differ")
 		}
