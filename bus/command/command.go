@@ -76,6 +76,7 @@ type OpenConnection struct {
 	ManagerNamespace string          `json:"managerNamespace"`
 	Server           string          `json:"server"` // as the user's kubeconfig has it, for people
 	Kubeconfig       json.RawMessage `json:"kubeconfig"`
+	Expires          time.Time       `json:"expires,omitzero"`   // when Kubeconfig's credentials do; zero: not known to
 	Networks         []string        `json:"networks,omitempty"` // Docker networks from which the API server is reached
 	AlsoProxy        []string        `json:"alsoProxy,omitempty"`
 	NeverProxy       []string        `json:"neverProxy,omitempty"`
