@@ -1,0 +1,76 @@
+package workspace
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"berth.dev/bus"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+)
+
+const busConfigFile = bus.ConfigFile
+
+// keepLog is how much of a container's output is kept for an error message.
+const keepLog = 4 << 10
+
+// tailLog keeps the end of what a container prints.
+type tailLog struct {
+	conn types.HijackedResponse
+	done chan struct{}
+	mu   sync.Mutex
+	b    []byte
+}
+
+// listen attaches to a container's output.
+func (w *Workspace) listen(ctx context.Context, id string) (*tailLog, error) {
+	conn, err := w.Engine.API.ContainerAttach(context.WithoutCancel(ctx), id, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
+	if err != nil {
+		return nil, fmt.Errorf("attach to the container: %w", err)
+	}
+	l := &tailLog{conn: conn, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		_, _ = stdcopy.StdCopy(l, l, conn.Reader) // ends with the container, or with close
+	}()
+	return l, nil
+}
+
+// Write implements io.Writer.
+func (l *tailLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, p...)
+	if over := len(l.b) - keepLog; over > 0 {
+		l.b = append(l.b[:0], l.b[over:]...)
+	}
+	return len(p), nil
+}
+
+// close stops listening; nil is fine.
+func (l *tailLog) close() {
+	if l == nil {
+		return
+	}
+	l.conn.Close()
+	<-l.done
+}
+
+// String is the last lines, indented.
+func (l *tailLog) String() string {
+	if l == nil {
+		return ""
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines := bytes.Split(bytes.TrimSpace(l.b), []byte("\n"))
+	if n := len(lines); n > 5 {
+		lines = lines[n-5:]
+	}
+	return strings.TrimRight("    "+string(bytes.Join(lines, []byte("\n    "))), " ")
+}
