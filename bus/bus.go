@@ -113,7 +113,7 @@ func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error
 	}, opts...)
 	all = append(all,
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.onError(err) }),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.onAway() }),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, _ error) { c.onAway(nc) }),
 		nats.ReconnectHandler(func(*nats.Conn) { c.onBack() }),
 		nats.ClosedHandler(func(*nats.Conn) { c.onClosed() }),
 	)
@@ -153,12 +153,13 @@ func Await(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error) 
 	}
 }
 
-// onAway starts the clock of GiveUp. nats.go runs these callbacks one at a time.
-func (c *Conn) onAway() {
+// onAway starts the clock of GiveUp. nats.go runs these callbacks one at a time,
+// possibly before Connect has set NC.
+func (c *Conn) onAway(nc *nats.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.away == nil {
-		c.away = time.AfterFunc(GiveUp, c.NC.Close)
+		c.away = time.AfterFunc(GiveUp, nc.Close)
 	}
 }
 

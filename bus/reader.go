@@ -61,7 +61,7 @@ func (r *reader) open(ctx context.Context) error {
 		FilterSubjects:    r.filter,
 		AckPolicy:         jetstream.AckNonePolicy,
 		DeliverPolicy:     jetstream.DeliverAllPolicy,
-		InactiveThreshold: time.Minute,
+		InactiveThreshold: 5 * time.Minute,
 		MemoryStorage:     true,
 		Replicas:          1,
 	}
@@ -81,7 +81,7 @@ func (r *reader) open(ctx context.Context) error {
 	iter, err := cons.Messages(
 		jetstream.PullMaxMessages(128),
 		jetstream.PullExpiry(30*time.Second),
-		jetstream.PullHeartbeat(5*time.Second),
+		jetstream.PullHeartbeat(2*time.Second),
 		jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return err
@@ -99,6 +99,9 @@ func (r *reader) next(ctx context.Context) (jetstream.Msg, error) {
 	defer cancel(nil)
 	defer context.AfterFunc(r.life, func() { cancel(ErrStopped) })()
 	for {
+		if r.life.Err() != nil { // ctx hears of it a little later
+			return nil, ErrStopped
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}

@@ -62,15 +62,16 @@ func refusedOr(ctx context.Context, err error) error {
 	return err
 }
 
-// settle makes sure that the server has taken a new subscription, so that
-// nobody who asks from now on finds no responder, and that it did not refuse it.
-func (c *Conn) settle(subject string) error {
+// settle makes sure that the server has taken the subscriptions made so far, so
+// that nobody who asks from now on finds no responder, and that it did not
+// refuse one whose subject begins with prefix.
+func (c *Conn) settle(prefix string) error {
 	if err := c.NC.Flush(); err != nil {
 		return err
 	}
 	// The refusal, if any, came before the flush's answer.
-	if err := c.NC.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+subject+`"`) {
-		return c.denied(subject)
+	if err := c.NC.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+prefix) {
+		return c.denied(prefix)
 	}
 	return nil
 }

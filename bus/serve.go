@@ -40,7 +40,7 @@ func (c *Conn) Serve(s subject.Service, version string) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", s, err)
 	}
-	if err := c.settle("$SRV.PING"); err != nil {
+	if err := c.settle("$SRV."); err != nil {
 		_ = svc.Stop()
 		return nil, fmt.Errorf("serve %s: %w", s, err)
 	}
