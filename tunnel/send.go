@@ -234,7 +234,9 @@ func (s *Stream) closeWrite(err error) {
 	}
 	s.writeLimit.set(time.Time{}, &s.sendCond)
 	s.sendCond.Broadcast()
-	if s.finQueued {
+	// After the session's end a FIN would make a stream that was cut short
+	// look complete.
+	if s.finQueued || s.sendErr != nil {
 		w.mu.Unlock()
 		return
 	}
