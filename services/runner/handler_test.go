@@ -144,7 +144,7 @@ func TestStop(t *testing.T) {
 	t.Run("heeds SIGTERM", func(t *testing.T) {
 		req := r.create(c, "wait")
 		r.started(req)
-		bustest.Wait[event.HandlerStarted](t, r.conn, req.Engagement)
+		r.says(req.Engagement, "ready")
 		ref := command.EngagementRef{Engagement: req.Engagement}
 		call(t, r.conn, command.HandlerStop, ref)
 		call(t, r.conn, command.HandlerStop, ref)
@@ -156,7 +156,7 @@ func TestStop(t *testing.T) {
 		req := r.create(c)
 		req.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"stubborn"}, StopTimeout: &short}, container.HostConfig{})
 		r.started(req)
-		bustest.Wait[event.HandlerStarted](t, r.conn, req.Engagement)
+		r.says(req.Engagement, "ready")
 		begun := time.Now()
 		call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: req.Engagement})
 		if got := bustest.Wait[event.HandlerExited](t, r.conn, req.Engagement); got.ExitCode != 137 || got.OOMKilled {

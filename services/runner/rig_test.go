@@ -41,7 +41,7 @@ import (
 // docker is the engine, or why there is none.
 type docker struct {
 	api   *client.Client
-	image string // puppet, with EXPOSE 8080
+	image string // puppet and runner, with EXPOSE 8080
 	bin   string // runner itself, for tests that kill it
 	err   error
 }
@@ -80,13 +80,13 @@ func (d *docker) prepare(dir string) (err error) {
 			return fmt.Errorf("build %s: %w\n%s", pkg, err, b)
 		}
 	}
-	exe, err := os.ReadFile(puppet)
-	if err != nil {
-		return err
-	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, name := range []string{"puppet", "bin/vif"} {
+	for name, file := range map[string]string{"puppet": puppet, "bin/vif": puppet, "bin/runner": d.bin} {
+		exe, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, Size: int64(len(exe))}); err != nil {
 			return err
 		}
@@ -439,6 +439,24 @@ func (r *rig) output(engagement string) (stdout, stderr string) {
 			r.t.Fatalf("output of %s: %v; so far %q", engagement, err, all)
 		}
 		all[p.Stream] += string(p.Data)
+	}
+}
+
+// says waits until a handler has written word.
+func (r *rig) says(engagement, word string) {
+	r.t.Helper()
+	ctx := bustest.Within(r.t, bustest.Patience)
+	tail, err := r.conn.TailOutput(ctx, engagement)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer tail.Stop()
+	for said := ""; !strings.Contains(said, word); {
+		p, err := tail.Next(ctx)
+		if err != nil {
+			r.t.Fatalf("%s never said %q: %v", engagement, word, err)
+		}
+		said += string(p.Data)
 	}
 }
 

@@ -38,7 +38,7 @@ func (s *Set) newSpec(ctx context.Context, req command.StartDaemon) (*spec, erro
 	if req.Name == "" {
 		return nil, fault.New(fault.InvalidArgument, "", "the connection has no name")
 	}
-	if len(req.Bus) == 0 {
+	if !bytes.HasPrefix(bytes.TrimSpace(req.Bus), []byte("{")) {
 		return nil, fault.New(fault.InvalidArgument, "", "the daemon container has no identity for the bus")
 	}
 	sp := &spec{req: req, name: ContainerName(req.Name)}

@@ -106,7 +106,8 @@ func (e *Engine) inspectExit(ctx context.Context, id string, watch *Watch) (Exit
 	in, err := e.API.ContainerInspect(ctx, id)
 	switch {
 	case cerrdefs.IsNotFound(err):
-		if x, ok := watch.Died(ctx, id, 0); ok {
+		// The stream of events broke off too, and is opened again in a moment.
+		if x, ok := watch.Died(ctx, id, 3*time.Second); ok {
 			return x, true
 		}
 		return Exit{Unknown: true}, true

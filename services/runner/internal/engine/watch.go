@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"log/slog"
 	"strconv"
 	"sync"
 	"time"
@@ -48,7 +49,9 @@ func (e *Engine) NewWatch(changed func()) *Watch {
 // Run follows the events until ctx ends. ready is called once the stream is
 // open for the first time and what was kept of the past has been asked for.
 func (w *Watch) Run(ctx context.Context, ready func()) {
+	level := slog.LevelWarn
 	for ctx.Err() == nil {
+		seen := w.since
 		msgs, errs := w.e.API.Events(ctx, events.ListOptions{Since: w.since, Filters: w.filter()})
 		if ready != nil {
 			ready()
@@ -58,7 +61,11 @@ func (w *Watch) Run(ctx context.Context, ready func()) {
 		if ctx.Err() != nil {
 			return
 		}
-		w.e.Log.Warn("the stream of engine events broke off", "err", err)
+		// Once per interruption: an engine that stays away would fill the log.
+		w.e.Log.Log(ctx, level, "the stream of engine events broke off", "err", err)
+		if level = slog.LevelDebug; w.since != seen {
+			level = slog.LevelWarn
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(500 * time.Millisecond):

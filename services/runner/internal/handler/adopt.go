@@ -2,6 +2,7 @@ package handler
 
 import (
 	"context"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
@@ -95,7 +96,7 @@ func (s *Set) missed(ctx context.Context, e command.Engagement) {
 	}
 	s.records[e.ID] = r
 	s.mu.Unlock()
-	exit, ok := s.watch.DiedOf(ctx, e.ID, 0)
+	exit, ok := s.watch.DiedOf(ctx, e.ID, 2*time.Second)
 	if !ok || exit.Unknown {
 		s.fail(ctx, r, fault.New(fault.Unavailable, "ctl status", "the handler %s ended while runner was away, and its exit code is not known", e.Handler))
 		return

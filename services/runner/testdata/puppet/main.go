@@ -32,12 +32,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bye")
 		os.Exit(n)
 	case "wait": // for SIGTERM, which it heeds
-		<-term()
+		c := term()
+		fmt.Println("ready")
+		<-c
 	case "stubborn": // does not
 		signal.Ignore(syscall.SIGTERM)
-		select {
-		case <-time.After(5 * time.Minute):
-		}
+		fmt.Println("ready")
+		time.Sleep(5 * time.Minute)
 	case "after": // D N: sleeps for D and exits with N
 		d, err := time.ParseDuration(args[1])
 		check(err)
