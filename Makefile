@@ -14,7 +14,10 @@ export VERSION
 export CGO_ENABLED := 0
 # Each module is built as its users build it: workspace mode hides a missing require.
 export GOWORK := off
-GOBUILD := go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+# One set of flags for binaries, tests and checks alike, so that all share the
+# build cache: Kubernetes' client is compiled once, not three times.
+export GOFLAGS := -trimpath -buildvcs=false
+GOBUILD := go build -ldflags '-s -w -X main.version=$(VERSION)'
 
 MODULES := $(patsubst ./%,%,$(shell sed -n 's/^\t\(\.\/.*\)/\1/p' go.work))
 SERVICES := $(notdir $(wildcard services/*))
@@ -55,13 +58,13 @@ check: prepare ## what CI runs before the tests: fmt, vet, staticcheck, dependen
 
 .PHONY: bench
 bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run
-	@go -C bench build -trimpath -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench
+	@go -C bench build -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench
 
 .PHONY: build
 build: ## all binaries, into bin/
 	@mkdir -p bin
-	@go -C ctl build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(ROOT)/bin/ctl .
-	@for s in $(SERVICES); do go -C services/$$s build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(ROOT)/bin/$$s .; done
+	@cd ctl && $(GOBUILD) -o $(ROOT)/bin/ctl .
+	@for s in $(SERVICES); do (cd services/$$s && $(GOBUILD) -o $(ROOT)/bin/$$s .); done
 
 .PHONY: images
 images: prepare build ## the images berth:VERSION and berth-cluster:VERSION, without a registry
@@ -83,12 +86,12 @@ cluster-down: $(DEVCLUSTER) ## remove that cluster; its caches stay
 .PHONY: $(DEVCLUSTER)
 $(DEVCLUSTER):
 	@mkdir -p bin
-	@go -C deploy/devcluster build -trimpath -o $(ROOT)/bin/devcluster .
+	@go -C deploy/devcluster build -o $(ROOT)/bin/devcluster .
 
 .PHONY: examples
 examples: prepare ## the example's images, frontend-v1, frontend-v2 and backend
 	@for i in frontend-v1 frontend-v2 backend; do \
-		go -C examples build -trimpath -ldflags '-s -w' -o $(ROOT)/examples/images/$$i/app ./images/$$i; \
+		go -C examples build -ldflags '-s -w' -o $(ROOT)/examples/images/$$i/app ./images/$$i; \
 		docker build -q -t $$i examples/images/$$i >/dev/null; \
 	done
 	@$(if $(KUBECONFIG),,if [ -e $(CLUSTER_KUBECONFIG) ]; then $(DEVCLUSTER) load frontend-v1:latest backend:latest; fi)

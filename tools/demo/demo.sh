@@ -26,7 +26,7 @@ until_first() {
 	fail "wanted the service to answer '$1', got '$got'"
 }
 
-go -C e2e build -trimpath -o "$tool" ./cmd/cluster
+go -C e2e build -o "$tool" ./cmd/cluster
 
 own_cluster=
 if [ -z "${KUBECONFIG:-}" ]; then
