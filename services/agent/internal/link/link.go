@@ -1,0 +1,176 @@
+// Package link is the agent's tunnel to the manager: dialled, and dialled again
+// for as long as the agent lives, whatever ends it.
+//
+// The agent knows the manager by the pin in its configuration; the manager
+// knows the agent by the pod's token, which is read anew for every dial since
+// kubelet renews it. Nothing outlives a session: after each arrival the manager
+// says again whether the handler runs.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"berth.dev/lease"
+	"berth.dev/tunnel"
+)
+
+const (
+	dialTimeout  = 3 * time.Second // of one address
+	firstBackoff = 50 * time.Millisecond
+	mostBackoff  = 2 * time.Second
+)
+
+// ErrDown: there is no session at the moment.
+var ErrDown = errors.New("the manager is not connected")
+
+// Link keeps a session up. Its methods may be called concurrently.
+type Link struct {
+	Managers    []string // host:port, in order of preference
+	Pin         tunnel.Pin
+	Identity    *tunnel.Identity
+	TokenFile   string
+	Engagement  string
+	Client      string
+	Environment func() lease.Environment
+	Log         *slog.Logger
+
+	mu      sync.Mutex
+	session *tunnel.Session
+	run     bool
+}
+
+// Ready reports whether the session is up and the handler runs.
+func (l *Link) Ready() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.session != nil && l.run
+}
+
+// Open opens a flow to the handler.
+func (l *Link) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
+	l.mu.Lock()
+	s := l.session
+	l.mu.Unlock()
+	if s == nil {
+		return nil, ErrDown
+	}
+	return s.Open(ctx, h)
+}
+
+// Run keeps the link up until ctx ends.
+func (l *Link) Run(ctx context.Context) error {
+	backoff := firstBackoff
+	said := ""
+	for ctx.Err() == nil {
+		began := time.Now()
+		s, err := l.dial(ctx)
+		if err == nil {
+			l.Log.Info("arrived at the manager")
+			said = ""
+			l.serve(ctx, s)
+			err = s.Err()
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > mostBackoff {
+			backoff = firstBackoff
+		}
+		if msg := fmt.Sprint(err); msg != said { // once, not at every attempt
+			l.Log.Warn("no link to the manager; dialling again", "err", msg)
+			said = msg
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff/2 + rand.N(backoff)): // a restarted manager is not met by all agents at once
+		}
+		backoff = min(2*backoff, mostBackoff)
+	}
+	return nil
+}
+
+func (l *Link) dial(ctx context.Context) (*tunnel.Session, error) {
+	token, err := os.ReadFile(l.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the pod's token: %w", err)
+	}
+	hello := tunnel.Hello{Role: "agent", ID: l.Engagement, Token: strings.TrimSpace(string(token)), Client: l.Client}
+	var errs []error
+	for _, addr := range l.Managers {
+		s, err := l.dialOne(ctx, addr, hello)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, fmt.Errorf("dial %s: %w", addr, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (l *Link) dialOne(ctx context.Context, addr string, hello tunnel.Hello) (*tunnel.Session, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	uctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	up, err := tunnel.RequestUpgrade(uctx, conn, addr, tunnel.Path, nil)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := tunnel.Dial(ctx, up, l.Identity, l.Pin, hello, tunnel.Config{Logger: l.Log})
+	return s, err
+}
+
+// serve holds the session until it ends, and answers the manager's calls.
+func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	l.set(s, false)
+	defer l.set(nil, false)
+	var reg tunnel.Registry
+	tunnel.Handle(&reg, lease.MethodAgentEnv, func(_ context.Context, q lease.EnvironmentRequest) (lease.Environment, error) {
+		if q.Engagement != l.Engagement {
+			return lease.Environment{}, &tunnel.RPCError{Code: "not_found", Message: "this agent is of engagement " + l.Engagement}
+		}
+		return l.Environment(), nil
+	})
+	tunnel.Handle(&reg, lease.MethodAgentRun, func(_ context.Context, q lease.AgentRun) (lease.AgentRun, error) {
+		l.set(s, q.Run)
+		l.Log.Info("the handler's state", "runs", q.Run)
+		return q, nil
+	})
+	var calls sync.WaitGroup
+	for {
+		r, err := s.Accept(ctx)
+		if err != nil {
+			break
+		}
+		if r.Header.Kind != tunnel.KindRPC {
+			r.Refuse(tunnel.CodeDenied, "an agent takes no flows")
+			continue
+		}
+		calls.Go(func() {
+			if err := tunnel.ServeRPC(ctx, r, &reg); err != nil {
+				l.Log.Debug("call failed", "method", r.Header.Method, "err", err)
+			}
+		})
+	}
+	s.Close()
+	calls.Wait()
+}
+
+func (l *Link) set(s *tunnel.Session, run bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session, l.run = s, run
+}

@@ -1,0 +1,132 @@
+package port
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"berth.dev/tunnel"
+)
+
+const (
+	udpIdle  = 60 * time.Second
+	udpQueue = 64 // datagrams of one peer that wait for its flow
+)
+
+// listenUDP serves one socket for all peers, and a flow for each.
+//
+// An unconnected socket on a wildcard address answers from the address that the
+// kernel's routes prefer, which in a pod with one address is the right one.
+func (s *Set) listenUDP(addr string) error {
+	conn, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	u := &udpPort{set: s, conn: conn.(*net.UDPConn), peers: map[netip.AddrPort]*peer{}}
+	s.keep(conn)
+	s.accepting.Go(u.read)
+	return nil
+}
+
+type udpPort struct {
+	set  *Set
+	conn *net.UDPConn
+
+	mu    sync.Mutex
+	peers map[netip.AddrPort]*peer
+}
+
+// peer is the near end of one flow, as RelayPackets wants it: a connection of
+// which one Read or Write is one datagram.
+type peer struct {
+	net.Conn // deadlines and addresses are not asked for before Read is
+	port     *udpPort
+	addr     netip.AddrPort
+	in       chan []byte
+	once     sync.Once
+	done     chan struct{}
+}
+
+func (u *udpPort) read() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := u.conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error about an answer that nobody wanted
+		}
+		p := u.peer(from)
+		if p == nil {
+			continue
+		}
+		select {
+		case p.in <- append([]byte(nil), buf[:n]...):
+		default: // full: dropped, as datagrams are
+		}
+	}
+}
+
+// peer is the flow of from, begun if need be.
+func (u *udpPort) peer(from netip.AddrPort) *peer {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p := u.peers[from]; p != nil {
+		return p
+	}
+	p := &peer{port: u, addr: from, in: make(chan []byte, udpQueue), done: make(chan struct{})}
+	f := &flow{cut: func() { p.Close() }}
+	if !u.set.begin(f) {
+		return nil
+	}
+	u.peers[from] = p
+	go func() {
+		defer u.set.end(f)
+		defer u.forget(p)
+		u.serve(p)
+	}()
+	return p
+}
+
+func (u *udpPort) forget(p *peer) {
+	p.Close()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.peers, p.addr)
+}
+
+func (u *udpPort) serve(p *peer) {
+	ctx, cancel := context.WithTimeout(u.set.ctx, openTimeout)
+	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, addrPort(u.conn.LocalAddr()), p.addr))
+	cancel()
+	if err != nil {
+		u.set.log.Debug("datagrams dropped", "err", err)
+		return
+	}
+	if _, _, err := tunnel.RelayPackets(stream, p, udpIdle); err != nil {
+		u.set.log.Debug("flow ended", "err", err)
+	}
+}
+
+// Read returns the next datagram of the peer.
+func (p *peer) Read(b []byte) (int, error) {
+	select {
+	case d := <-p.in:
+		return copy(b, d), nil
+	case <-p.done:
+		return 0, net.ErrClosed
+	}
+}
+
+// Write answers the peer.
+func (p *peer) Write(b []byte) (int, error) { return p.port.conn.WriteToUDPAddrPort(b, p.addr) }
+
+// Close ends the flow; the socket stays, it is everybody's.
+func (p *peer) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return nil
+}

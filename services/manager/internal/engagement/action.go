@@ -1,0 +1,144 @@
+package engagement
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"berth.dev/lease"
+	"berth.dev/services/manager/internal/hub"
+	"berth.dev/services/manager/internal/swap"
+	"berth.dev/tunnel"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// do takes one step of a plan. Each is one write to one object, conditional on
+// the version that the plan was made from, and leaves on the object what is
+// needed to go on from there.
+func (c *Controller) do(ctx context.Context, k Key, w *workload, s swap.State, a swap.Action, p *corev1.Pod) error {
+	c.log.Info("pod: "+string(a.Verb), "engagement", s.Want, "namespace", k.Namespace, "workload", k.Workload(), "pod", a.Pod)
+	var err error
+	switch a.Verb {
+	case swap.Release:
+		engagement := s.Want
+		if engagement == "" {
+			engagement = p.Labels[lease.LabelEngagement]
+		}
+		err = c.patch(ctx, p, map[string]any{w.release: nil, lease.LabelReleased: engagement},
+			map[string]any{lease.AnnotationWorkload: k.Workload(), lease.AnnotationLabels: lease.Marshal(p.Labels)})
+	case swap.Adopt:
+		original, uerr := lease.Unmarshal[map[string]string](p.Annotations[lease.AnnotationLabels])
+		if uerr != nil {
+			return fmt.Errorf("adopt pod %s: %w", p.Name, uerr)
+		}
+		set := map[string]any{lease.LabelReleased: nil}
+		for key, v := range original {
+			set[key] = v
+		}
+		annotations := map[string]any{lease.AnnotationLabels: nil}
+		if original[lease.LabelEngagement] == "" {
+			annotations[lease.AnnotationWorkload] = nil
+		}
+		err = c.patch(ctx, p, set, annotations)
+	case swap.Retire:
+		err = c.patch(ctx, p, w.unselect(p.Labels), map[string]any{annotationRetired: time.Now().UTC().Format(time.RFC3339)})
+	case swap.Delete:
+		err = c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &p.UID, ResourceVersion: &p.ResourceVersion}})
+		if err == nil {
+			c.view.deleted(p)
+		}
+	}
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s pod %s: %w", a.Verb, a.Pod, err)
+	}
+	return nil
+}
+
+// patch changes labels and annotations; nil takes one off.
+func (c *Controller) patch(ctx context.Context, p *corev1.Pod, labels, annotations map[string]any) error {
+	body := lease.Marshal(map[string]any{"metadata": map[string]any{
+		"resourceVersion": p.ResourceVersion, "labels": labels, "annotations": annotations}})
+	got, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "berth-manager"})
+	if err != nil {
+		return err
+	}
+	if t, err := trim(got); err == nil {
+		c.view.wrote(t.(*corev1.Pod))
+	}
+	return nil
+}
+
+// unselect is the smallest change of labels after which no Service selects the
+// pod: one label of each selector.
+func (w *workload) unselect(set map[string]string) map[string]any {
+	left := map[string]string{}
+	for k, v := range set {
+		left[k] = v
+	}
+	off := map[string]any{}
+	for {
+		selecting := w.selecting(left)
+		if len(selecting) == 0 {
+			return off
+		}
+		var keys []string
+		for key := range selecting[0].Spec.Selector {
+			keys = append(keys, key)
+		}
+		slices.Sort(keys)
+		off[keys[0]] = nil
+		delete(left, keys[0])
+	}
+}
+
+// tell tells the agents whether their handler runs, if they were told otherwise
+// or nothing: they are Ready only while it does and its client can be reached.
+func (c *Controller) tell(ctx context.Context, k Key, e *engagement, pods map[string]*corev1.Pod) {
+	run := e.running()
+	if run {
+		away, known := c.hub.VIFAway(e.spec.Connection)
+		switch {
+		case !known:
+			run = false
+		case away > 0 && away < clientGrace:
+			c.queue.AddAfter(k, clientGrace-away+10*time.Millisecond)
+		case away >= clientGrace:
+			run = false
+		}
+	}
+	for _, a := range c.hub.Agents(e.spec.ID) {
+		told, ok := a.Told()
+		if ok && told == run || !ok && !run {
+			continue
+		}
+		c.tellOne(ctx, e, a, run, pods)
+	}
+}
+
+func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, run bool, pods map[string]*corev1.Pod) {
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := tunnel.Call[lease.AgentRun, lease.AgentRun](cctx, a.Session, lease.MethodAgentRun, lease.AgentRun{Run: run}); err != nil {
+		c.log.Warn("an agent was not told", "engagement", e.spec.ID, "pod", a.Pod, "err", err)
+		return // its session is on its way out, or the next tick tries again
+	}
+	a.SetTold(run)
+	// Kubelet probes once a second; a change of the pod makes it look at once
+	// (prober: a sync of a pod that is not Ready triggers its readiness probe).
+	if p := pods[a.Pod]; p != nil && string(p.UID) == a.UID && ready(p) != run {
+		poke := map[string]any{lease.Group + "/run": strings.ToLower(fmt.Sprint(run)) + " " + time.Now().UTC().Format(time.RFC3339Nano)}
+		if err := c.patch(ctx, p, nil, poke); err != nil {
+			c.log.Debug("kubelet was not hurried", "pod", a.Pod, "err", err)
+		}
+	}
+}
