@@ -31,7 +31,7 @@ type Envelope struct {
 	Subject         string          `json:"subject"`     // id of the connection, engagement or installation
 	Time            time.Time       `json:"time"`
 	DataContentType string          `json:"datacontenttype"` // application/json
-	DataSchema      string          `json:"dataschema"`      // #/<type>: file <type>.json under bus/schema
+	DataSchema      string          `json:"dataschema"`      // <type>.json, a file under bus/schema
 	Data            json.RawMessage `json:"data"`
 }
 
