@@ -25,6 +25,7 @@ import (
 	"berth.dev/bus/subject"
 	"berth.dev/services/runner/internal/engine"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
@@ -500,7 +501,7 @@ func until(t testing.TB, what string, is func() bool) {
 func exists(t testing.TB, id string) bool {
 	t.Helper()
 	_, err := theDocker.api.ContainerInspect(context.Background(), id)
-	if err != nil && !client.IsErrNotFound(err) {
+	if err != nil && !cerrdefs.IsNotFound(err) {
 		t.Fatal(err)
 	}
 	return err == nil

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,8 +87,8 @@ func TestLastLines(t *testing.T) {
 }
 
 func TestWatchRemembersDeaths(t *testing.T) {
-	changes := 0
-	w := (&Engine{}).NewWatch(func() { changes++ })
+	var changes atomic.Int32
+	w := (&Engine{}).NewWatch(func() { changes.Add(1) })
 	say := func(a events.Action, id, code string) {
 		w.see(events.Message{Action: a, TimeNano: 5, Actor: events.Actor{ID: id, Attributes: map[string]string{"exitCode": code, LabelEngagement: "e-" + id}}})
 	}
@@ -117,7 +118,7 @@ func TestWatchRemembersDeaths(t *testing.T) {
 	if _, ok := w.Died(ctx, fmt.Sprint(2*keepDeaths-1), 0); !ok {
 		t.Error("forgot the last death")
 	}
-	if changes == 0 {
+	if changes.Load() == 0 {
 		t.Error("nobody was told")
 	}
 }

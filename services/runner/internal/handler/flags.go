@@ -101,5 +101,6 @@ func endpoint(is func(*network.EndpointSettings) bool) func(args) bool {
 }
 
 func mac(a args) bool {
-	return a.cfg.MacAddress != "" //nolint:staticcheck // deprecated, but what Docker's command line sets for engines before API 1.44
+	//lint:ignore SA1019 deprecated, but what Docker's command line sets for engines before API 1.44
+	return a.cfg.MacAddress != ""
 }
