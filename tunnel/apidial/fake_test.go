@@ -19,11 +19,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/httpstream"
-	httpspdy "k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/apimachinery/pkg/util/proxy"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // fake is an API server in front of one manager pod. The pods/proxy path is
@@ -199,7 +199,7 @@ func (f *fake) forwardWebSocket(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	newStreams, serve := f.streams()
-	conn, err := httpspdy.NewServerConnection(portforward.NewTunnelingConnection("server", ws), newStreams)
+	conn, err := spdy.NewServerConnection(portforward.NewTunnelingConnection("server", ws), newStreams)
 	if err != nil {
 		return
 	}
@@ -211,7 +211,7 @@ func (f *fake) forwardSPDY(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	newStreams, serve := f.streams()
-	if conn := httpspdy.NewResponseUpgrader().UpgradeResponse(w, r, newStreams); conn != nil {
+	if conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, newStreams); conn != nil {
 		serve(conn)
 	}
 }

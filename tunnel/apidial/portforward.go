@@ -14,12 +14,11 @@ import (
 
 	"berth.dev/tunnel"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
-	httpspdy "k8s.io/apimachinery/pkg/util/httpstream/spdy"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
-	"k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/transport/websocket"
-	streamhttp "k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 const (
@@ -54,16 +53,26 @@ func (a *api) portForward(ctx context.Context, t target, transport Transport) (n
 }
 
 func (a *api) dialSPDY(ctx context.Context, t target) (httpstream.Connection, error) {
-	rt, upgrader, err := spdy.RoundTripperFor(a.config)
+	tlsConfig, err := rest.TLSConfigFor(a.config)
+	if err != nil {
+		return nil, fmt.Errorf("set up TLS: %w", err)
+	}
+	upgrader, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{
+		TLS: tlsConfig, Proxier: a.proxier(), PingPeriod: pingPeriod,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("set up SPDY: %w", err)
+	}
+	rt, err := rest.HTTPWrappersForConfig(a.config, upgrader)
+	if err != nil {
+		return nil, fmt.Errorf("set up credentials: %w", err)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.portForwardURL(t).String(), nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set(httpstream.HeaderProtocolVersion, portForwardProtocol)
-	resp, err := rt.RoundTrip(req) // as spdy.Negotiate does, which drops the status
+	resp, err := rt.RoundTrip(req) // as client-go's spdy.Negotiate, which drops the status
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +98,7 @@ func (a *api) dialWebSocket(ctx context.Context, t target) (httpstream.Connectio
 		return nil, unwrapUpgrade(err)
 	}
 	tunnel.Tune(ws.NetConn())
-	conn, err := httpspdy.NewClientConnectionWithPings(portforward.NewTunnelingConnection("berth", ws), pingPeriod)
+	conn, err := spdy.NewClientConnectionWithPings(portforward.NewTunnelingConnection("berth", ws), pingPeriod)
 	if err != nil {
 		_ = ws.Close()
 		return nil, fmt.Errorf("start SPDY over WebSocket: %w", err)
@@ -100,14 +109,16 @@ func (a *api) dialWebSocket(ctx context.Context, t target) (httpstream.Connectio
 // unwrapUpgrade uncovers the API server's answer, which UpgradeFailureError
 // hides from errors.As.
 func unwrapUpgrade(err error) error {
-	var failure *streamhttp.UpgradeFailureError
+	var failure *httpstream.UpgradeFailureError
 	if errors.As(err, &failure) && failure.Cause != nil {
 		return &refusedUpgrade{failure}
 	}
 	return err
 }
 
-type refusedUpgrade struct{ failure *streamhttp.UpgradeFailureError }
+type refusedUpgrade struct {
+	failure *httpstream.UpgradeFailureError
+}
 
 func (e *refusedUpgrade) Error() string { return e.failure.Error() }
 func (e *refusedUpgrade) Unwrap() error { return e.failure.Cause }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"time"
 
 	"berth.dev/tunnel"
@@ -71,12 +72,8 @@ func (a *api) http1() (*http.Transport, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	}
-	proxy := a.config.Proxy
-	if proxy == nil {
-		proxy = http.ProxyFromEnvironment
-	}
 	return &http.Transport{
-		Proxy:           proxy,
+		Proxy:           a.proxier(),
 		TLSClientConfig: tlsConfig,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := dial(ctx, network, addr)
@@ -88,6 +85,14 @@ func (a *api) http1() (*http.Transport, error) {
 		},
 		TLSHandshakeTimeout: 10 * time.Second,
 	}, nil
+}
+
+// proxier returns the kubeconfig's proxy, or the environment's.
+func (a *api) proxier() func(*http.Request) (*url.URL, error) {
+	if a.config.Proxy != nil {
+		return a.config.Proxy
+	}
+	return http.ProxyFromEnvironment
 }
 
 // proxied is an upgraded connection. The http package owns what it read ahead,
