@@ -1,0 +1,167 @@
+package connections
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/lease"
+	"berth.dev/services/connector/internal/cluster"
+	"berth.dev/services/connector/internal/connection"
+	"berth.dev/services/connector/internal/inbox"
+)
+
+// Live is one connection. Its own goroutine is run; everybody else puts inputs
+// and reads records.
+type Live struct {
+	w   World
+	req command.OpenConnection
+	log *slog.Logger
+
+	// Cluster and Link are the connection's ways to the cluster, for engagements.
+	Cluster *cluster.Cluster
+	Link    Link
+
+	in      *inbox.Inbox[connection.Input]
+	forward context.Context // what goes forward; ends when the undoing begins
+	stop    context.CancelFunc
+	work    sync.WaitGroup  // goroutines of what goes forward
+	undoing context.Context // the undoing; ends only when it is given up
+	giveUp  context.CancelFunc
+
+	mu     sync.Mutex
+	state  connection.State
+	info   lease.Info     // the manager's, once read
+	access command.Access // for the tunnel
+	lease  cluster.Ref    // once created
+}
+
+func newLive(w World, req command.OpenConnection, options string, c *cluster.Cluster, lk Link) *Live {
+	l := &Live{
+		w: w, req: req, Cluster: c, Link: lk, in: inbox.New[connection.Input](),
+		log: w.Log.With("connection", req.ID),
+		state: connection.Begin(req.ID, event.ConnectionRequested{
+			Name: req.Name, Context: req.Context, Namespace: req.Namespace, Server: req.Server,
+		}, options, time.Now()),
+	}
+	l.forward, l.stop = context.WithCancel(context.Background())
+	l.undoing, l.giveUp = context.WithCancel(context.Background())
+	return l
+}
+
+// Request is what the connection was opened with.
+func (l *Live) Request() command.OpenConnection { return l.req }
+
+// Record is the connection as state-get shows it.
+func (l *Live) Record() command.Connection {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.Record()
+}
+
+func (l *Live) put(in connection.Input) {
+	if in.At.IsZero() {
+		in.At = time.Now()
+	}
+	l.in.Put(in)
+}
+
+func (l *Live) fail(stage event.Stage, err error) {
+	l.put(connection.Input{On: connection.CommandFailed, Error: fault.At(string(stage), err)})
+}
+
+// run is the connection's life, from both tracks' start to its terminal fact.
+func (l *Live) run() {
+	defer l.giveUp()
+	defer l.stop()
+	l.work.Go(l.startDaemon)
+	l.work.Go(l.checkCluster)
+	over := time.AfterFunc(ConnectWithin, func() { l.put(connection.Input{On: connection.TimeOver}) })
+	defer over.Stop()
+	for {
+		in, err := l.in.Get(context.Background())
+		if err != nil {
+			return
+		}
+		if l.take(in) == connection.Over {
+			return
+		}
+	}
+}
+
+// take decides about one input and carries the decision out.
+func (l *Live) take(in connection.Input) connection.Stage {
+	l.mu.Lock()
+	next, say, do, known := l.state.Next(in)
+	// A fact comes before what it says can be seen in a record, but for the
+	// last one: until it is stated the connection is being undone.
+	if next.Stage != connection.Over {
+		l.state = next
+	}
+	l.mu.Unlock()
+	if known {
+		l.log.Debug("connection", "on", in.On, "stage", next.Stage)
+	}
+	if d := next.Fact(say); d != nil {
+		l.tell(d)
+	}
+	l.carryOut(do)
+	return next.Stage
+}
+
+// tell states a fact. The bus is in this process: what fails is tried again a
+// few times, since a terminal fact must not be lost.
+func (l *Live) tell(d event.Data) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	for {
+		err := l.w.Bus.State(ctx, l.req.ID, d)
+		if err == nil {
+			return
+		}
+		l.log.Error("a fact could not be stated", "fact", event.TypeOf(d), "err", err)
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-l.w.Bus.Lost():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// carryOut sends a row's commands: those that go forward one after another, as
+// long as each succeeds.
+func (l *Live) carryOut(do []connection.Do) {
+	if slices.Contains(do, connection.Undo) {
+		l.stop()
+		go l.undo()
+		return
+	}
+	if len(do) == 0 {
+		return
+	}
+	l.work.Go(func() {
+		for _, d := range do {
+			var err error
+			stage := event.StageManager
+			switch d {
+			case connection.CreateLease:
+				err = l.createLease()
+			case connection.OpenTunnel:
+				stage, err = event.StageTunnel, l.openTunnel()
+			case connection.Watch:
+				l.watchHealth()
+			}
+			if err != nil {
+				l.fail(stage, err)
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,180 @@
+package engagements
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/lease"
+	"berth.dev/services/connector/internal/engage"
+	"berth.dev/services/connector/internal/presence"
+)
+
+// stepWithin bounds each command that goes forward. Reading the environment is
+// the longest: manager, agent and back.
+const stepWithin = 15 * time.Second
+
+// worker sends what goes forward, in order, until something fails or the
+// undoing begins. It alone sees the environment.
+func (l *Live) worker() {
+	var env lease.Environment
+	for {
+		d, err := l.todo.Get(l.forward)
+		if err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(l.forward, stepWithin)
+		err = l.step(ctx, d, &env)
+		cancel()
+		if err != nil {
+			f := *fault.From(err)
+			if f.Stage == "" {
+				f.Stage = string(d)
+			}
+			l.put(engage.Input{On: engage.CommandFailed, Error: &f})
+			return
+		}
+	}
+}
+
+// step sends one command that goes forward.
+func (l *Live) step(ctx context.Context, d engage.Do, env *lease.Environment) (err error) {
+	id, s := l.plan.req.ID, l.snapshot()
+	switch d {
+	case engage.Redirect:
+		_, err = bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
+			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports,
+		})
+	case engage.Environment:
+		*env, err = l.plan.conn.Link.Environment(ctx, id)
+	case engage.CreateHandler:
+		_, err = bus.Call(ctx, l.w.Bus, command.HandlerCreate, "", command.CreateHandler{
+			Engagement: id, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: *l.plan.req.Handler,
+			Env: handlerEnv(*env, l.plan.spec), Ports: s.Ports,
+		})
+		*env = lease.Environment{}
+	case engage.StartHandler:
+		_, err = bus.Call(ctx, l.w.Bus, command.HandlerStart, "", command.EngagementRef{Engagement: id})
+	case engage.Divert:
+		err = l.patient(ctx, func(ctx context.Context) error {
+			return l.plan.conn.Cluster.Annotate(ctx, l.plan.ref, lease.AnnotationHandler, lease.HandlerRun)
+		})
+	}
+	return err
+}
+
+// handlerEnv is the remote environment and what Berth adds to it.
+func handlerEnv(env lease.Environment, spec lease.EngagementSpec) [][]byte {
+	return append(slices.Clone(env.Env),
+		[]byte("BERTH_CONTAINER="+spec.Container),
+		[]byte("BERTH_MOUNTS="+strings.Join(env.Mounts, ":")),
+		[]byte("BERTH_ROOT=/"), // volumes appear at their own paths
+		[]byte("BERTH_ENGAGEMENT_ID="+spec.ID),
+	)
+}
+
+// undo sends what undoes, all at once, when nothing goes forward any more, and
+// reports when the local half is done.
+func (l *Live) undo(do []engage.Do) {
+	l.work.Wait()
+	var local sync.WaitGroup
+	for _, d := range do {
+		if d == engage.Release || d == engage.Delete {
+			l.undoing.Go(func() { l.insist(d) })
+			continue
+		}
+		local.Go(func() { l.insist(d) })
+	}
+	local.Wait()
+	l.put(engage.Input{On: engage.HandlerGone})
+}
+
+// insist sends a command that undoes until it succeeds or the engagement is over.
+func (l *Live) insist(d engage.Do) {
+	err := l.patient(l.life, func(ctx context.Context) error { return l.back(ctx, d) })
+	if errors.Is(err, errRunnerGone) {
+		l.log.Warn("the handler is left to the next runner's sweep", "err", err)
+		return
+	}
+	if err != nil && l.life.Err() == nil {
+		l.log.Warn("the undoing is incomplete", "command", d, "err", err)
+	}
+	if d == engage.StopHandler && err == nil {
+		l.awaitHandler()
+	}
+}
+
+var errRunnerGone = errors.New("runner is gone")
+
+// back sends one command that undoes. Each may be repeated, and each is done
+// where what it undoes is not there, or whoever held it is gone.
+func (l *Live) back(ctx context.Context, d engage.Do) (err error) {
+	ref := command.EngagementRef{Engagement: l.plan.req.ID}
+	switch d {
+	case engage.Disengage:
+		_, err = bus.Call(ctx, l.w.Bus, command.Disengage, l.plan.conn.ID, ref)
+		// A vif that is gone has no redirections.
+		if c := fault.CodeOf(err); c == fault.NotFound || c == fault.Unavailable {
+			err = nil
+		}
+	case engage.StopHandler:
+		if l.plan.req.Handler == nil {
+			return nil
+		}
+		_, err = bus.Call(ctx, l.w.Bus, command.HandlerStop, "", ref)
+		switch fault.CodeOf(err) {
+		case fault.NotFound:
+			err = nil
+		case fault.Unavailable:
+			if l.w.Bus.Gone(ctx, presence.Runner) {
+				err = errRunnerGone
+			}
+		}
+	case engage.Release:
+		err = l.plan.conn.Cluster.Annotate(ctx, l.plan.ref, lease.AnnotationRelease, "true")
+		if fault.CodeOf(err) == fault.NotFound {
+			err = nil // gone already
+		}
+	case engage.Delete:
+		err = l.plan.conn.Cluster.Drop(ctx, l.plan.ref)
+	}
+	return err
+}
+
+// awaitHandler waits for runner to tell the end of a handler that was made:
+// "left" means that its container is gone, and its exit code is part of the end.
+func (l *Live) awaitHandler() {
+	if l.snapshot().Handler == "" {
+		return
+	}
+	select {
+	case <-l.ended:
+	case <-time.After(20 * time.Second):
+		l.log.Warn("runner does not tell the handler's end")
+	case <-l.life.Done():
+	}
+}
+
+// patient repeats what is unavailable until ctx ends. Other faults do not mend
+// themselves.
+func (l *Live) patient(ctx context.Context, f func(context.Context) error) error {
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := f(try)
+		cancel()
+		if fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}

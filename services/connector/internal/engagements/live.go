@@ -1,0 +1,201 @@
+package engagements
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/lease"
+	"berth.dev/services/connector/internal/cluster"
+	"berth.dev/services/connector/internal/engage"
+	"berth.dev/services/connector/internal/inbox"
+	"berth.dev/services/connector/internal/presence"
+)
+
+// undoWithin is how long the undoing may take before the rest is left to the
+// lease.
+const undoWithin = 60 * time.Second
+
+// plan is what an engagement was found to be when it was opened.
+type plan struct {
+	req         command.OpenEngagement
+	conn        Connection
+	spec        lease.EngagementSpec
+	ports       []event.Port
+	handlerName string
+	ref         cluster.Ref
+	version     string // of the Lease, where its watch begins
+}
+
+// Live is one engagement. Its own goroutine is run; everybody else puts inputs
+// and reads records.
+type Live struct {
+	w    World
+	plan plan
+	log  *slog.Logger
+	in   *inbox.Inbox[engage.Input]
+	over chan struct{} // closed after the terminal fact
+
+	forward context.Context // what goes forward; ends when the undoing begins
+	stop    context.CancelFunc
+	todo    *inbox.Inbox[engage.Do] // of the worker, in order
+	work    sync.WaitGroup          // the worker, renewal, presence
+	life    context.Context         // the watch and the undoing; ends after the terminal fact
+	end     context.CancelFunc
+	undoing sync.WaitGroup
+	ended   chan struct{} // closed when runner has told that the handler ended
+
+	mu    sync.Mutex
+	state engage.State
+}
+
+func newLive(w World, p plan, s engage.State) *Live {
+	l := &Live{
+		w: w, plan: p, state: s, in: inbox.New[engage.Input](), todo: inbox.New[engage.Do](),
+		over: make(chan struct{}), ended: make(chan struct{}),
+		log: w.Log.With("engagement", s.ID, "connection", p.conn.ID),
+	}
+	l.forward, l.stop = context.WithCancel(context.Background())
+	l.life, l.end = context.WithCancel(context.Background())
+	return l
+}
+
+// Record is the engagement as state-get shows it.
+func (l *Live) Record() command.Engagement {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.Record()
+}
+
+func (l *Live) put(in engage.Input) {
+	if in.At.IsZero() {
+		in.At = time.Now()
+	}
+	l.in.Put(in)
+}
+
+// run is the engagement's life, from its Lease to its terminal fact. Every
+// goroutine of it has ended when it returns.
+func (l *Live) run() {
+	defer close(l.over)
+	l.work.Go(l.worker)
+	l.work.Go(l.renew)
+	if h := l.plan.req.Holder; h != "" {
+		l.work.Go(func() {
+			if presence.Watch(l.forward, l.w.Bus, h) {
+				l.put(engage.Input{On: engage.EndAsked, Cause: "client gone"})
+			}
+		})
+	}
+	l.undoing.Go(l.watchLease)
+	for {
+		in, err := l.in.Get(context.Background())
+		if err != nil || l.take(in) == engage.Over {
+			break
+		}
+	}
+	l.stop()
+	l.end()
+	l.work.Wait()
+	l.undoing.Wait()
+}
+
+// take decides about one input and carries the decision out.
+func (l *Live) take(in engage.Input) engage.Stage {
+	l.mu.Lock()
+	was := l.state.Stage
+	next, say, do, known := l.state.Next(in)
+	if next.Stage != engage.Over { // its record is "restoring" until the terminal fact is stated
+		l.state = next
+	}
+	l.mu.Unlock()
+	if known {
+		l.log.Debug("engagement", "on", in.On, "stage", next.Stage)
+	}
+	if in.On == engage.HandlerExited || in.On == engage.HandlerFailed {
+		l.handlerEnded()
+	}
+	if d := next.Fact(say); d != nil {
+		l.tell(d)
+	}
+	switch {
+	case !was.Ending() && next.Stage.Ending():
+		l.stop()
+		l.undoing.Go(func() { l.undo(do) })
+		limit := time.AfterFunc(undoWithin, func() { l.put(engage.Input{On: engage.TimeOver}) })
+		context.AfterFunc(l.life, func() { limit.Stop() })
+	case next.Stage.Ending():
+		for _, d := range do { // what comes late
+			l.undoing.Go(func() { l.insist(d) })
+		}
+	default:
+		for _, d := range do {
+			l.todo.Put(d)
+		}
+	}
+	return next.Stage
+}
+
+func (l *Live) handlerEnded() {
+	select {
+	case <-l.ended:
+	default:
+		close(l.ended) // only run's goroutine comes here
+	}
+}
+
+// tell states a fact. The bus is in this process: what fails is tried again a
+// few times, since a terminal fact must not be lost.
+func (l *Live) tell(d event.Data) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	for {
+		err := l.w.Bus.State(ctx, l.plan.req.ID, d)
+		if err == nil {
+			return
+		}
+		l.log.Error("a fact could not be stated", "fact", event.TypeOf(d), "err", err)
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-l.w.Bus.Lost():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// renew keeps the Lease until the undoing begins: from then on it may run out,
+// which restores the workload as well.
+func (l *Live) renew() {
+	tick := time.NewTicker(lease.RenewEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.forward.Done():
+			return
+		case <-tick.C:
+		}
+		ctx, cancel := context.WithTimeout(l.forward, lease.RenewEvery)
+		err := l.plan.conn.Cluster.Renew(ctx, l.plan.ref)
+		cancel()
+		// A Lease that is gone is the watch's to tell.
+		if err != nil && l.forward.Err() == nil && fault.CodeOf(err) != fault.NotFound {
+			l.log.Warn("the engagement's lease is not renewed", "err", err)
+		}
+	}
+}
+
+// snapshot is the state now.
+func (l *Live) snapshot() engage.State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.state
+	s.Ports = slices.Clone(s.Ports)
+	return s
+}

@@ -1,0 +1,137 @@
+package engagements
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/lease"
+	"berth.dev/services/connector/internal/engage"
+	"berth.dev/services/connector/internal/workload"
+)
+
+// validate checks what can be checked without anybody's help, and fills in what
+// has a default.
+func validate(req *command.OpenEngagement) error {
+	bad := func(hint, format string, args ...any) error {
+		return fault.New(fault.InvalidArgument, hint, format, args...)
+	}
+	switch {
+	case !subject.Valid(req.ID):
+		return bad("", "the engagement's id %q is not a token", req.ID)
+	case !subject.Valid(req.Connection):
+		return bad("", "the connection's id %q is not a token", req.Connection)
+	case req.Workload == "":
+		return bad("ctl list", "no workload is named")
+	}
+	switch lease.Kind(req.Kind) {
+	case lease.Replace:
+	case lease.Intercept, lease.Ingest:
+		return fault.New(fault.FailedPrecondition, "ctl replace "+req.Workload, "this version can replace only, not %s", req.Kind)
+	default:
+		return bad("", "%q is no kind of engagement: replace, intercept, ingest", req.Kind)
+	}
+	if req.Address == "" {
+		req.Address = "127.0.0.1"
+	}
+	if _, err := netip.ParseAddr(req.Address); err != nil {
+		return bad("--address 127.0.0.1", "--address %s: not an IP address", req.Address)
+	}
+	if req.Holder != "" {
+		// Its owner is asked whether it lives by a request: that must not become
+		// a way to send commands in connector's name.
+		rest, ok := strings.CutPrefix(req.Holder, subject.Root+".live.")
+		service, id, two := strings.Cut(rest, ".")
+		if !ok || !two || !subject.Valid(service) || !subject.Valid(id) {
+			return bad("", "the holder %q is not a presence subject", req.Holder)
+		}
+	}
+	return nil
+}
+
+// open checks everything that could refuse the engagement, and creates the Lease
+// last: whoever is refused has touched nothing.
+func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connection) (*Live, error) {
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	defer cancel()
+	ns := req.Namespace
+	if ns == "" {
+		ns = conn.Namespace
+	}
+	w, err := workload.Find(ctx, conn.Cluster, ns, req.Workload)
+	if err != nil {
+		return nil, err
+	}
+	if o := w.Obstacle(); o != nil {
+		return nil, o
+	}
+	c, err := w.Container(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := workload.Ports(c, req.Ports)
+	if err != nil {
+		return nil, err
+	}
+	name := w.EngagementName(c.Name)
+	p := plan{
+		req: req, conn: conn, ports: eventPorts(ports),
+		handlerName: workload.HandlerName(name, ports),
+	}
+	requested := event.EngagementRequested{
+		Name: name, Connection: conn.ID, Kind: req.Kind, Namespace: ns,
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name,
+	}
+	mode := engage.Caller
+	if h := req.Handler; h != nil {
+		mode = engage.Detached
+		if h.Attach {
+			mode = engage.Attach
+		}
+		checked, err := bus.Call(ctx, s.w.Bus, command.HandlerCheck, "", command.CheckHandler{
+			Connection: conn.ID, Handler: *h, Name: p.handlerName, Ports: p.ports,
+		})
+		if err != nil {
+			return nil, err
+		}
+		requested.Image = checked.Image
+	}
+	p.spec = lease.EngagementSpec{
+		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports,
+	}
+	ref, version, err := conn.Cluster.HoldEngagement(ctx, ns, p.spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.w.Bus.State(ctx, req.ID, requested); err != nil {
+		undo, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if derr := conn.Cluster.Drop(undo, ref); derr != nil {
+			s.w.Log.Warn("the engagement's lease is left to the manager", "engagement", req.ID, "err", derr)
+		}
+		return nil, fmt.Errorf("state that the engagement was requested: %w", err)
+	}
+	p.ref, p.version = ref, version
+	return newLive(s.w, p, engage.Begin(req.ID, requested, mode, p.ports, time.Now())), nil
+}
+
+// eventPorts are the Lease's ports as facts have them.
+func eventPorts(ports []lease.Port) []event.Port {
+	out := []event.Port{}
+	for _, p := range ports {
+		h := p.Handler
+		if h == 0 {
+			h = p.Container
+		}
+		out = append(out, event.Port{Container: p.Container, Handler: h, Protocol: p.Protocol, Name: p.Name})
+	}
+	return out
+}

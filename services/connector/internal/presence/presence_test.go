@@ -1,0 +1,43 @@
+package presence
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// script answers probes from a list, then the last one for ever.
+type script []bool
+
+func (s *script) Gone(context.Context, string) bool {
+	g := (*s)[0]
+	if len(*s) > 1 {
+		*s = (*s)[1:]
+	}
+	return g
+}
+
+func TestWatch(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		gone  script
+		want  bool
+		after time.Duration
+	}{
+		{"two proofs in a row", script{false, true, true}, true, 3 * time.Second},
+		{"one proof is none", script{true, false, true, false, true, true}, true, 6 * time.Second},
+		{"alive until the end", script{false}, false, time.Minute},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				start := time.Now()
+				if got := Watch(ctx, &tc.gone, "live"); got != tc.want || time.Since(start) != tc.after {
+					t.Errorf("%v after %v, want %v after %v", got, time.Since(start), tc.want, tc.after)
+				}
+			})
+		})
+	}
+}
