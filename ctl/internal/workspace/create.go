@@ -217,3 +217,9 @@ func died(name string, err error, log *tailLog) error {
 	}
 	return fault.New(fault.Unavailable, "ctl quit --all", "%s", msg)
 }
+
+// HasImage is nil if the image is there.
+func (w *Workspace) HasImage(ctx context.Context) error {
+	_, err := w.image(ctx)
+	return err
+}

@@ -183,3 +183,15 @@ func (w *Workspace) removeNetwork(ctx context.Context, id string) error {
 	}
 	return nil
 }
+
+// Orphans removes what carries the label of a connection that is not known (the
+// connection "" is what belongs to none) and returns the names.
+func (w *Workspace) Orphans(ctx context.Context, known map[string]bool) ([]string, error) {
+	l, err := w.Leftovers(ctx)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "docker ps -a", "look for what is left: %v", err)
+	}
+	l.Volumes, l.Networks = nil, nil
+	l.Containers = slices.DeleteFunc(l.Containers, func(c container.Summary) bool { return known[c.Labels[LabelConnection]] })
+	return l.Names(), w.removeAll(ctx, l)
+}

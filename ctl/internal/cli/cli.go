@@ -1,0 +1,174 @@
+// Package cli is the commands of ctl. Each is one file that reads from top to
+// bottom as what the command does; what it needs of Docker, the bus, the
+// kubeconfig and the terminal is in packages of their own.
+//
+// A command prints results to stdout and progress to stderr, and returns an
+// error that [Main] prints and turns into the exit code: 0 done, 1 failed, 2
+// wrong usage, or a handler's own.
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"os/user"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/engine"
+	"berth.dev/ctl/internal/interrupt"
+	"berth.dev/ctl/internal/render"
+	"berth.dev/ctl/internal/usage"
+	"berth.dev/ctl/internal/workspace"
+)
+
+// App is one run of ctl.
+type App struct {
+	Stdin          io.ReadCloser
+	Stdout, Stderr io.Writer
+	Version        string
+
+	output    string
+	use       string
+	workspace string
+	image     string
+	sig       interrupt.Signals
+	print     *render.Printer
+}
+
+// exit is an error that is an exit code and nothing to say.
+type exit int
+
+func (e exit) Error() string { return "exit" }
+
+// Main runs the command line and returns the exit code.
+func (a *App) Main(ctx context.Context, args []string) int {
+	sig, stop := interrupt.Watch(ctx)
+	defer stop()
+	a.sig = sig
+	err := a.tool().Run(sig.First, args)
+	var code exit
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	case errors.Is(err, interrupt.ErrInterrupted) || interrupt.Is(sig.First) && errors.Is(err, context.Canceled):
+		return interrupt.ExitCode
+	}
+	render.Error(a.Stderr, "ctl", err)
+	if fault.CodeOf(err) == fault.InvalidArgument {
+		return 2
+	}
+	return 1
+}
+
+// tool is ctl with its commands, in the order of its help.
+func (a *App) tool() *usage.Tool {
+	return &usage.Tool{
+		Name: "ctl", Short: "ctl docks local containers into a Kubernetes cluster.",
+		Stdout: a.Stdout, Stderr: a.Stderr,
+		Commands: []*usage.Command{
+			a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(),
+			a.replaceCommand(), a.leaveCommand(), a.curlCommand(), a.eventsCommand(),
+			a.installCommand(), a.uninstallCommand(),
+			a.doctorCommand(), a.gcCommand(), a.versionCommand(),
+		},
+	}
+}
+
+// flags is a command's flag set with the flags that every command has.
+func (a *App) flags(name string) *flag.FlagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.StringVar(&a.output, "output", "text", "`FORMAT` of what is printed: text or json")
+	fs.StringVar(&a.use, "use", "", "`NAME` of the connection to use, where several exist")
+	fs.StringVar(&a.workspace, "workspace", "", "`NAME` of the workspace on the Docker Engine, to have several side by side")
+	return fs
+}
+
+// run makes a command's Run: it looks at the common flags first.
+func (a *App) run(f func(context.Context, usage.Line) error) func(context.Context, usage.Line) error {
+	return func(ctx context.Context, l usage.Line) error {
+		if a.output != "text" && a.output != "json" {
+			return fault.New(fault.InvalidArgument, "--output json", "--output is text or json, not %q", a.output)
+		}
+		a.print = &render.Printer{Stdout: a.Stdout, Stderr: a.Stderr, JSON: a.output == "json"}
+		return f(ctx, l)
+	}
+}
+
+// noWords refuses positional words and what stands behind "--".
+func noWords(name string, l usage.Line) error {
+	if len(l.Words) > 0 {
+		return fault.New(fault.InvalidArgument, "ctl "+name+" --help", "`ctl %s` takes no %q", name, l.Words[0])
+	}
+	if l.Dashes {
+		return fault.New(fault.InvalidArgument, "ctl "+name+" --help", "`ctl %s` takes nothing behind --", name)
+	}
+	return nil
+}
+
+// open opens the engine and the workspace on it, whether it is up or not.
+func (a *App) open(ctx context.Context) (*workspace.Workspace, error) {
+	e, err := engine.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	image := a.image
+	if image == "" {
+		image = os.Getenv("BERTH_IMAGE")
+	}
+	return workspace.New(e, a.workspace, a.Version, image)
+}
+
+// answerWithin is how long a connector that runs may take to answer.
+const answerWithin = 5 * time.Second
+
+// session is the bus of a workspace that is up, and what connector knew at first.
+type session struct {
+	ws    *workspace.Workspace
+	conn  *bus.Conn
+	state command.State
+}
+
+// join joins the workspace; one that is not up is a fault with a hint.
+func (a *App) join(ctx context.Context) (*session, error) {
+	ws, err := a.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := ws.Connect(ctx, answerWithin)
+	if err != nil {
+		ws.Engine.Close()
+		return nil, err
+	}
+	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
+	if err != nil {
+		conn.Close()
+		ws.Engine.Close()
+		return nil, err
+	}
+	return &session{ws, conn, state}, nil
+}
+
+func (s *session) close() {
+	s.conn.Close()
+	s.ws.Engine.Close()
+}
+
+// client is who we are, for people: user@host.
+func client() string {
+	name := "somebody"
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		name = u.Username
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return name + "@" + host
+}

@@ -1,0 +1,343 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/ctl/internal/busclient"
+	"berth.dev/ctl/internal/interrupt"
+	"berth.dev/ctl/internal/kubeconfig"
+	"berth.dev/ctl/internal/usage"
+	"berth.dev/ctl/internal/workspace"
+)
+
+// connectWithin bounds the wait for a connection whose connector does not say
+// anything any more; connector itself gives up earlier, and says why.
+const connectWithin = 25 * time.Second
+
+type connectFlags struct {
+	docker     bool
+	name       string
+	kube       kubeconfig.Options
+	manager    string
+	alsoProxy  usage.List
+	neverProxy usage.List
+	expose     usage.List
+	hostname   string
+}
+
+func (a *App) kubeFlags(c *usage.Command, o *kubeconfig.Options) {
+	c.Flags.StringVar(&o.Context, "context", "", "`CONTEXT` of the kubeconfig (default: the current one)")
+	c.Flags.StringVar(&o.File, "kubeconfig", "", "`FILE` to use as the kubeconfig (default: KUBECONFIG, ~/.kube/config)")
+}
+
+func (a *App) connectCommand() *usage.Command {
+	f := &connectFlags{}
+	c := &usage.Command{
+		Name: "connect", Synopsis: "connect --docker [flags] [-- COMMAND...]",
+		Short: "Join the cluster.",
+		Long: `With --docker the daemon runs in a container, in whose network the cluster is
+reached; nothing on the host changes. The same call again is a no-op. With
+"-- COMMAND" the command runs once connected, with BERTH_USE, BERTH_CONNECTION_ID,
+BERTH_DAEMON and BERTH_NAMESPACE in its environment; when it has ended, what this
+call connected is disconnected.`,
+		Examples: []string{
+			"ctl connect --docker",
+			"ctl connect --docker --context staging -n shop --name shop",
+			"ctl connect --docker -- ctl curl http://frontend",
+		},
+		Flags: a.flags("connect"),
+	}
+	fs := c.Flags
+	fs.BoolVar(&f.docker, "docker", false, "run the daemon in a container")
+	fs.StringVar(&f.name, "name", "", "`NAME` of the connection (default: CONTEXT-NAMESPACE)")
+	fs.StringVar(&f.kube.Namespace, "n", "", "`NAMESPACE` to be in (default: the context's)")
+	fs.StringVar(&f.kube.Namespace, "namespace", "", "the same as -n")
+	a.kubeFlags(c, &f.kube)
+	fs.StringVar(&f.manager, "manager-namespace", "", "`NAMESPACE` of the cluster side (default: berth)")
+	fs.Var(&f.alsoProxy, "also-proxy", "`CIDR` to route into the cluster beside its own; repeatable")
+	fs.Var(&f.neverProxy, "never-proxy", "`CIDR` never to route into the cluster; repeatable")
+	fs.Var(&f.expose, "expose", "`PORT` of the daemon container to publish, as docker run -p; repeatable")
+	fs.StringVar(&f.hostname, "hostname", "", "`HOSTNAME` of the daemon container")
+	fs.StringVar(&a.image, "image", "", "`IMAGE` of everything that runs here (default: berth:VERSION)")
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error { return a.connect(ctx, f, l) })
+	return c
+}
+
+func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error {
+	switch {
+	case len(l.Words) > 0:
+		return fault.New(fault.InvalidArgument, "ctl connect --docker --name "+l.Words[0], "`ctl connect` takes no %q", l.Words[0])
+	case l.Dashes && len(l.After) == 0:
+		return fault.New(fault.InvalidArgument, "ctl connect --help", "no command behind --")
+	case !f.docker:
+		return fault.New(fault.InvalidArgument, "ctl connect --docker", "the daemon cannot run on the host in this version, only in a container")
+	}
+	start := time.Now()
+	target, err := kubeconfig.Load(ctx, f.kube)
+	if err != nil {
+		return err
+	}
+	ws, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer ws.Engine.Close()
+	up, reach, err := a.prepare(ctx, ws, target, start)
+	if err != nil {
+		return err
+	}
+	defer func() { up.Conn.Close() }()
+	req, err := openRequest(f, target, reach)
+	if err != nil {
+		return err
+	}
+	rec, mine, err := a.openConnection(ctx, ws, up, req, start)
+	if err != nil {
+		a.tidy(ws, up.Conn)
+		return err
+	}
+	if !l.Dashes {
+		return nil
+	}
+	code, err := a.command(ctx, rec, l.After)
+	if mine {
+		if qerr := a.disconnect(ws, up.Conn, rec, "command ended"); err == nil {
+			err = qerr
+		}
+		a.tidy(ws, up.Conn)
+	}
+	if err == nil && code != 0 {
+		return exit(code)
+	}
+	return err
+}
+
+// prepare brings the workspace up and verifies the API server, at once. If
+// either fails, a workspace that nobody uses is gone again.
+func (a *App) prepare(ctx context.Context, ws *workspace.Workspace, target *kubeconfig.Target, start time.Time) (*workspace.Up, kubeconfig.Reach, error) {
+	var wg sync.WaitGroup
+	var up *workspace.Up
+	var reach kubeconfig.Reach
+	var werr, kerr error
+	wg.Go(func() {
+		if up, werr = ws.Ensure(ctx); werr == nil {
+			a.stage("workspace", start, "")
+		}
+	})
+	wg.Go(func() { reach, kerr = target.Locate(ctx, ws.Engine.API, ws.Engine.Local()) })
+	wg.Wait()
+	if werr == nil && kerr == nil {
+		return up, reach, nil
+	}
+	if up != nil {
+		a.tidy(ws, up.Conn)
+		up.Conn.Close()
+	}
+	if kerr != nil && werr == nil {
+		return nil, reach, kerr
+	}
+	return nil, reach, werr
+}
+
+// stage prints a stage that has been passed.
+func (a *App) stage(name string, start time.Time, detail string) {
+	a.print.Progress("  %-11s %5d ms  %s", name, time.Since(start).Milliseconds(), detail)
+}
+
+func openRequest(f *connectFlags, t *kubeconfig.Target, reach kubeconfig.Reach) (command.OpenConnection, error) {
+	name := f.name
+	if name == "" {
+		name = token(t.Context + "-" + t.Namespace)
+	}
+	if !subject.Valid(name) {
+		return command.OpenConnection{}, fault.New(fault.InvalidArgument, "ctl connect --docker --name "+token(name), "%q is no name for a connection: use a-z, 0-9 and -", name)
+	}
+	cfg, err := t.JSON()
+	if err != nil {
+		return command.OpenConnection{}, err
+	}
+	return command.OpenConnection{
+		ID: busclient.NewID("c"), Name: name, Context: t.Context, Namespace: t.Namespace,
+		ManagerNamespace: f.manager, Server: t.Server, Kubeconfig: cfg, Expires: t.Expires, Networks: reach.Networks,
+		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Expose: f.expose, Hostname: f.hostname, Client: client(),
+	}, nil
+}
+
+// token makes s one: contexts are often URLs, ARNs or e-mail addresses.
+func token(s string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(s) {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			b.WriteRune(r)
+		case b.Len() > 0 && !strings.HasSuffix(b.String(), "-"):
+			b.WriteByte('-')
+		}
+	}
+	t := b.String()
+	if len(t) > 50 { // keep the end: it tells them apart, and holds the namespace
+		t = t[len(t)-50:]
+	}
+	return strings.Trim(t, "-")
+}
+
+// openConnection asks for the connection and follows it until it stands. mine
+// reports whether this call made it. One that fails, or is interrupted, has been
+// closed when it returns. A workspace that another ctl takes down just now is
+// brought up once more.
+func (a *App) openConnection(ctx context.Context, ws *workspace.Workspace, up *workspace.Up, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
+	for try := 0; ; try++ {
+		rec, mine, err = a.tryOpen(ctx, ws, up.Conn, req, start)
+		if try > 0 || !errors.Is(err, errNotAsked) {
+			return rec, mine, err
+		}
+		up.Conn.Close()
+		again, err := ws.Ensure(ctx)
+		if err != nil {
+			return rec, false, err
+		}
+		*up = *again
+	}
+}
+
+// errNotAsked says that the connector was gone before it accepted anything.
+var errNotAsked = errors.New("the workspace went away")
+
+func (a *App) tryOpen(ctx context.Context, ws *workspace.Workspace, conn *bus.Conn, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
+	tail, err := conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Connection, req.ID))
+	if err != nil {
+		return rec, false, errors.Join(errNotAsked, err)
+	}
+	defer tail.Stop()
+	rep, err := bus.Call(ctx, conn, command.ConnectionOpen, "", req)
+	if err != nil {
+		if fault.CodeOf(err) == fault.Unavailable && fault.From(err).Stage == "" {
+			err = errors.Join(errNotAsked, err)
+			// A call that was not answered may have been accepted all the same.
+			_, _ = bus.Call(ctx, conn, command.ConnectionClose, "", command.CloseConnection{ID: req.ID, Cause: "connect failed"})
+		}
+		return rec, false, err
+	}
+	rec = command.Connection{ID: rep.ID, Name: req.Name, Context: req.Context, Namespace: req.Namespace, Server: req.Server}
+	if rep.Already && rep.ID != req.ID {
+		if tail, err = conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Connection, rep.ID)); err != nil {
+			return rec, false, err
+		}
+		defer tail.Stop()
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, connectWithin, fault.New(fault.Unavailable, "ctl quit --all", "not connected within %v, and the connector does not say why", connectWithin))
+	defer cancel()
+	err = busclient.Follow(limited, conn, tail, func(e event.Envelope) (bool, error) {
+		if !rep.Already {
+			a.print.Fact(e)
+			a.connectProgress(e, start)
+		}
+		if f, ok := event.Decode[event.ConnectionFailed](e); ok {
+			return true, &f.Error
+		}
+		if f, ok := event.Decode[event.Disconnected](e); ok {
+			return true, fault.New(fault.FailedPrecondition, "ctl connect --docker", "the connection was ended meanwhile: %s", f.Cause)
+		}
+		if c, ok := event.Decode[event.Connected](e); ok {
+			rec.Daemon = c.Daemon
+			if rep.Already {
+				a.print.Fact(e)
+			}
+			a.connected(rec, c, rep.Already)
+			return true, nil
+		}
+		return false, nil
+	})
+	if err == nil {
+		return rec, !rep.Already, nil
+	}
+	if !rep.Already && !errors.Is(err, busclient.ErrLost) {
+		cause := "connect failed"
+		if interrupt.Is(ctx) {
+			cause = interrupt.ErrInterrupted.Error()
+		}
+		// Terminal facts have been stated or will be; closing twice is harmless.
+		if derr := a.disconnect(ws, conn, rec, cause); derr != nil {
+			a.print.Notice("ctl: %v", derr)
+		}
+	}
+	return rec, false, err
+}
+
+func (a *App) connected(rec command.Connection, c event.Connected, already bool) {
+	how := "connected"
+	if already {
+		how = "already connected"
+	}
+	a.print.Result("%s to context %s (%s), namespace %s, as %s", how, rec.Context, rec.Server, c.Namespace, rec.Name)
+	a.print.Progress("  the cluster is reached from containers: ctl curl http://SERVICE")
+}
+
+// connectProgress prints the stage that a fact says has been passed.
+func (a *App) connectProgress(e event.Envelope, start time.Time) {
+	if f, ok := event.Decode[event.DaemonStarted](e); ok {
+		a.stage(string(event.StageDaemon), start, f.Container)
+	}
+	if f, ok := event.Decode[event.StagePassed](e); ok {
+		a.stage(string(f.Stage), start, f.Detail)
+	}
+	if f, ok := event.Decode[event.TunnelOpened](e); ok {
+		a.stage(string(event.StageTunnel), start, f.Transport)
+	}
+	if f, ok := event.Decode[event.InterfaceReady](e); ok {
+		a.stage(string(event.StageVIF), start, strings.Join(f.Subnets, " "))
+	}
+	if f, ok := event.Decode[event.DNSReady](e); ok {
+		a.stage(string(event.StageDNS), start, strings.Join(f.Search, " "))
+	}
+}
+
+// command runs the user's command and returns its exit code. A signal goes to
+// the command, whose end is waited for; the second one kills it.
+func (a *App) command(ctx context.Context, rec command.Connection, argv []string) (int, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.Stdin, a.Stdout, a.Stderr
+	cmd.Env = append(os.Environ(), "BERTH_USE="+rec.Name, "BERTH_CONNECTION_ID="+rec.ID, "BERTH_DAEMON="+rec.Daemon, "BERTH_NAMESPACE="+rec.Namespace)
+	if a.workspace != "" {
+		cmd.Env = append(cmd.Env, "BERTH_WORKSPACE="+a.workspace)
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, fault.New(fault.InvalidArgument, "", "run %s: %v", argv[0], err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	var err error
+	first, second := ctx.Done(), a.sig.Second.Done()
+wait:
+	for {
+		select {
+		case err = <-done:
+			break wait
+		case <-first:
+			first = nil
+			_ = cmd.Process.Signal(os.Interrupt) // it may have ended just now
+		case <-second:
+			second = nil
+			_ = cmd.Process.Kill()
+		}
+	}
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		if code := ee.ExitCode(); code >= 0 {
+			return code, nil
+		}
+		return interrupt.ExitCode, nil // ended by a signal
+	}
+	return 0, err
+}

@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"context"
+	"slices"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/handlerrun"
+	"berth.dev/ctl/internal/usage"
+)
+
+func (a *App) curlCommand() *usage.Command {
+	c := &usage.Command{
+		Name: "curl", Synopsis: "curl [--use NAME] CURL-ARGS...",
+		Short: "Run curl in the cluster's network.",
+		Long: `The arguments go to curl untouched, as do stdin, the output and the exit code; the
+names of services resolve. ctl's own flags stand before "curl", or first behind it.
+Only a lone --help is ctl's.`,
+		Examples: []string{"ctl curl http://frontend", "ctl curl -sS -d @- http://frontend/api <body.json", "ctl curl --use shop -v http://frontend.shop"},
+		Flags:    a.flags("curl"),
+		Raw:      true, Own: []string{"use", "workspace"},
+	}
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
+		args := slices.Concat(l.Words, l.After)
+		if len(args) == 0 {
+			return fault.New(fault.InvalidArgument, "ctl curl http://SERVICE", "no arguments for curl")
+		}
+		return a.curl(ctx, args)
+	})
+	return c
+}
+
+// curl runs the image's curl through Docker's own run command, which takes care
+// of stdin, signals and the exit code; runner creates the container.
+func (a *App) curl(ctx context.Context, args []string) error {
+	s, err := a.join(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	rec, err := choose(s.state.Connections, a.use)
+	if err != nil {
+		return err
+	}
+	code, err := handlerrun.Run(context.WithoutCancel(ctx), handlerrun.Options{
+		API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr,
+		Args: append([]string{"--rm", "--interactive", "--log-driver", "none", "--pull", "never", s.ws.Image, "curl"}, args...),
+	}, handlerrun.Hooks{
+		Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
+			r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "curl", Handler: spec.Handler})
+			return r.ContainerID, r.Warnings, err
+		},
+	})
+	if err == nil && code != 0 {
+		return exit(code)
+	}
+	return err
+}

@@ -1,0 +1,182 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/ctl/internal/busclient"
+	"berth.dev/ctl/internal/interrupt"
+	"berth.dev/ctl/internal/usage"
+	"berth.dev/ctl/internal/workspace"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// endWithin bounds the wait for a connection's end; connector's own limit for
+// its engagements, of which the cluster's pods are the slowest part, is less.
+const endWithin = 80 * time.Second
+
+func (a *App) quitCommand() *usage.Command {
+	var all bool
+	c := &usage.Command{
+		Name: "quit", Synopsis: "quit [--all | --use NAME]",
+		Short: "End a connection, and with the last one everything of Berth on this engine.",
+		Long: `Engagements are left, handlers stopped, containers, networks and volumes removed.
+It works whatever has died: what does not answer is removed by its label, and the
+cluster restores itself when the leases expire.`,
+		Examples: []string{"ctl quit", "ctl quit --use shop", "ctl quit --all"},
+		Flags:    a.flags("quit"),
+	}
+	c.Flags.BoolVar(&all, "all", false, "end all connections")
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
+		if err := noWords("quit", l); err != nil {
+			return err
+		}
+		if all && l.Given("use") {
+			return fault.New(fault.InvalidArgument, "ctl quit --help", "--all and --use exclude each other")
+		}
+		return a.quit(ctx, all)
+	})
+	return c
+}
+
+func (a *App) quit(ctx context.Context, all bool) error {
+	ws, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer ws.Engine.Close()
+	conn, state, err := a.ask(ctx, ws)
+	if err != nil {
+		return a.quitByLabel(ctx, ws, err)
+	}
+	defer conn.Close()
+	closing := state.Connections
+	if !all && len(closing) > 0 {
+		one, err := choose(closing, a.use)
+		if err != nil {
+			return err
+		}
+		closing = []command.Connection{one}
+	}
+	group := new(errgroup.Group)
+	for _, rec := range closing {
+		group.Go(func() error {
+			if err := a.disconnect(ws, conn, rec, "quit"); err != nil {
+				return err
+			}
+			a.print.Result("disconnected %s", rec.Name)
+			return nil
+		})
+	}
+	err = group.Wait()
+	if a.sig.Second.Err() != nil {
+		return err
+	}
+	if all {
+		return errors.Join(err, ws.Teardown(a.sig.Second))
+	}
+	a.tidy(ws, conn)
+	if len(closing) == 0 {
+		a.print.Progress("nothing was connected")
+	}
+	return err
+}
+
+// ask connects to the workspace and asks what it knows, within a bounded time.
+func (a *App) ask(ctx context.Context, ws *workspace.Workspace) (*bus.Conn, command.State, error) {
+	conn, err := ws.Connect(ctx, answerWithin)
+	if err != nil {
+		return nil, command.State{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
+	if err != nil {
+		conn.Close()
+		return nil, state, err
+	}
+	return conn, state, nil
+}
+
+// quitByLabel removes a workspace with which there is no talking; why says so.
+func (a *App) quitByLabel(ctx context.Context, ws *workspace.Workspace, why error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	left, err := ws.Leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	if left.Empty() {
+		a.print.Progress("nothing is connected")
+		return nil
+	}
+	a.print.Notice("ctl: %s; removing what is left by its labels: workloads that were engaged are restored when their leases expire", fault.From(why).Message)
+	if err := ws.Teardown(a.sig.Second); err != nil {
+		return err
+	}
+	for _, n := range left.Names() {
+		a.print.Result("removed %s", n)
+	}
+	return nil
+}
+
+// disconnect ends one connection and waits for its terminal fact. It goes on
+// after the first Ctrl-C, which is what may have called for it, and gives up at
+// the second. If the connection does not end, what is left of it on the engine
+// is removed by label.
+func (a *App) disconnect(ws *workspace.Workspace, conn *bus.Conn, rec command.Connection, cause string) error {
+	ctx, cancel := context.WithTimeoutCause(a.sig.Second, endWithin, fmt.Errorf("not ended within %v", endWithin))
+	defer cancel()
+	err := a.closeConnection(ctx, conn, rec, cause)
+	if err == nil {
+		return nil
+	}
+	if interrupt.Is(a.sig.Second) {
+		return fault.New(fault.Unavailable, "ctl quit --all", "no longer waiting for the end of %s: workloads that it engaged are restored when their leases expire, within 20 s", rec.Name)
+	}
+	if terr := ws.TeardownConnection(a.sig.Second, rec.ID); terr != nil {
+		return errors.Join(err, terr)
+	}
+	a.print.Notice("ctl: the connection %s did not end by itself (%v); it was removed by its labels", rec.Name, err)
+	return nil
+}
+
+func (a *App) closeConnection(ctx context.Context, conn *bus.Conn, rec command.Connection, cause string) error {
+	tail, err := conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Connection, rec.ID))
+	if err != nil {
+		return err
+	}
+	defer tail.Stop()
+	asked := time.Now()
+	if _, err := bus.Call(ctx, conn, command.ConnectionClose, "", command.CloseConnection{ID: rec.ID, Cause: cause}); err != nil {
+		return err
+	}
+	_, err = busclient.Terminal(ctx, conn, tail, func(e event.Envelope) {
+		if e.Time.After(asked) || event.Terminal(e) {
+			a.print.Fact(e)
+		}
+	})
+	return err
+}
+
+// tidy takes the workspace down if nobody uses it.
+func (a *App) tidy(ws *workspace.Workspace, conn *bus.Conn) {
+	ctx, cancel := context.WithTimeout(a.sig.Second, answerWithin)
+	defer cancel()
+	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
+	if err == nil && len(state.Connections)+len(state.Engagements) > 0 {
+		return
+	}
+	if err := ws.Teardown(a.sig.Second); err != nil {
+		a.print.Notice("ctl: %v", err)
+	}
+}

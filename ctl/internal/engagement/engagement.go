@@ -1,0 +1,159 @@
+// Package engagement is one engagement as the ctl that asked for it sees it: it
+// asks, follows the facts to the terminal one, and asks for the end.
+//
+// While it is open, ctl holds the presence of its id: a ctl that is killed is
+// gone from the bus, and connector ends the engagement. A Session's methods may
+// be called concurrently.
+package engagement
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/ctl/internal/busclient"
+)
+
+// Session is an engagement that was asked for.
+type Session struct {
+	conn    *bus.Conn
+	id      string
+	tail    *bus.Tail
+	release func()
+	see     func(event.Envelope)
+	created chan event.HandlerCreated
+	ended   chan struct{}
+
+	mu      sync.Mutex
+	opened  bool // accepted, or not known to be refused
+	last    event.Envelope
+	err     error // why there is no terminal fact
+	closing bool
+	handler string // its container's ID
+}
+
+// New prepares an engagement; nothing is asked for yet. see is given every fact.
+func New(conn *bus.Conn, see func(event.Envelope)) *Session {
+	return &Session{conn: conn, id: busclient.NewID("e"), see: see, created: make(chan event.HandlerCreated, 1), ended: make(chan struct{})}
+}
+
+// ID is the engagement's.
+func (s *Session) ID() string { return s.id }
+
+// Open asks for the engagement and waits until its handler has been created.
+// ctx ends the wait, not the engagement: see Close.
+func (s *Session) Open(ctx context.Context, req command.OpenEngagement) (event.HandlerCreated, error) {
+	var none event.HandlerCreated
+	// Both stand before the command goes out: no fact is missed, and the holder
+	// lives before anybody looks for it.
+	var err error
+	if s.tail, err = s.conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Engagement, s.id)); err != nil {
+		return none, err
+	}
+	if s.release, err = s.conn.Hold(subject.Ctl, s.id); err != nil {
+		s.tail.Stop()
+		return none, err
+	}
+	req.ID, req.Holder = s.id, subject.Live(subject.Ctl, s.id)
+	// Not cut short by ctx: accepted or refused has to be known.
+	_, err = bus.Call(context.WithoutCancel(ctx), s.conn, command.EngagementOpen, "", req)
+	if err != nil && fault.CodeOf(err) != fault.Unavailable {
+		s.release()
+		s.tail.Stop()
+		return none, err // refused: nothing was touched
+	}
+	s.mu.Lock()
+	s.opened = true // an answer that did not come in time may have been yes
+	s.mu.Unlock()
+	go s.follow(context.WithoutCancel(ctx))
+	if err != nil {
+		return none, err
+	}
+	select {
+	case c := <-s.created:
+		return c, nil
+	case <-s.ended:
+		if err := s.Outcome(); err != nil {
+			return none, err
+		}
+		return none, fault.New(fault.FailedPrecondition, "ctl status", "the engagement ended before its handler was created")
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	}
+}
+
+func (s *Session) follow(ctx context.Context) {
+	defer close(s.ended)
+	defer s.tail.Stop()
+	defer s.release()
+	last, err := busclient.Terminal(ctx, s.conn, s.tail, func(e event.Envelope) {
+		s.see(e)
+		if c, ok := event.Decode[event.HandlerCreated](e); ok {
+			s.mu.Lock()
+			s.handler = c.ContainerID
+			s.mu.Unlock()
+			select {
+			case s.created <- c:
+			default: // stated twice
+			}
+		}
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last, s.err = last, err
+}
+
+// Opened reports whether there may be something to end.
+func (s *Session) Opened() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opened
+}
+
+// Handler is the ID of the handler's container, "" if none has been created.
+func (s *Session) Handler() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handler
+}
+
+// Ended is closed when the terminal fact has come, or the bus is lost.
+func (s *Session) Ended() <-chan struct{} { return s.ended }
+
+// Start asks for the handler's start.
+func (s *Session) Start(ctx context.Context) error {
+	_, err := bus.Call(ctx, s.conn, command.HandlerStart, "", command.EngagementRef{Engagement: s.id})
+	return err
+}
+
+// Close asks for the end, once; Ended tells when it has come.
+func (s *Session) Close(ctx context.Context, cause string) error {
+	s.mu.Lock()
+	again := s.closing || !s.opened
+	s.closing = true
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	_, err := bus.Call(ctx, s.conn, command.EngagementClose, "", command.CloseEngagement{ID: s.id, Cause: cause})
+	return err
+}
+
+// Outcome is what the end was: nil where the workload is restored as it should
+// be, else the fault. It is to be asked after Ended.
+func (s *Session) Outcome() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	if f, ok := event.Decode[event.EngagementFailed](s.last); ok {
+		return &f.Error
+	}
+	return nil
+}
