@@ -92,3 +92,5 @@ require (
 )
 
 replace berth.dev/e2e => ../e2e
+
+replace berth.dev/bus => ../bus
