@@ -19,6 +19,7 @@ import (
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
 	"berth.dev/ctl/internal/engine"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/render"
@@ -95,6 +96,9 @@ func (a *App) run(f func(context.Context, usage.Line) error) func(context.Contex
 	return func(ctx context.Context, l usage.Line) error {
 		if a.output != "text" && a.output != "json" {
 			return fault.New(fault.InvalidArgument, "--output json", "--output is text or json, not %q", a.output)
+		}
+		if a.workspace != "" && !subject.Valid(a.workspace) {
+			return fault.New(fault.InvalidArgument, "--workspace dev", "%q is no name for a workspace: use a-z, 0-9 and -", a.workspace)
 		}
 		a.print = &render.Printer{Stdout: a.Stdout, Stderr: a.Stderr, JSON: a.output == "json"}
 		return f(ctx, l)
