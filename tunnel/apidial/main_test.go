@@ -11,5 +11,6 @@ func TestMain(m *testing.M) {
 		// klog's flush daemon, and client-go's cache of transports for plain
 		// requests: both for the life of the process.
 		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
+		goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*ClientConn).readLoop"),
 	)
 }
