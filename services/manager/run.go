@@ -32,7 +32,7 @@ import (
 
 const (
 	name          = "berth-manager"
-	selfTestFirst = 500 * time.Millisecond // until the webhook is reached for the first time
+	selfTestFirst = 200 * time.Millisecond // until the webhook is reached for the first time
 	selfTestEvery = 30 * time.Second       // also mends a caBundle that was lost
 )
 

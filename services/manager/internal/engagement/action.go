@@ -66,8 +66,14 @@ func (c *Controller) do(ctx context.Context, k Key, w *workload, s swap.State, a
 
 // patch changes labels and annotations; nil takes one off.
 func (c *Controller) patch(ctx context.Context, p *corev1.Pod, labels, annotations map[string]any) error {
-	body := lease.Marshal(map[string]any{"metadata": map[string]any{
-		"resourceVersion": p.ResourceVersion, "labels": labels, "annotations": annotations}})
+	meta := map[string]any{"resourceVersion": p.ResourceVersion}
+	if labels != nil { // a null would take all of them off
+		meta["labels"] = labels
+	}
+	if annotations != nil {
+		meta["annotations"] = annotations
+	}
+	body := lease.Marshal(map[string]any{"metadata": meta})
 	got, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "berth-manager"})
 	if err != nil {
 		return err

@@ -100,12 +100,9 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeDenied, "an agent opens flows of its own engagement only")
 		return
 	}
-	e, ok := s.Cluster.Engagement(h.Engagement)
-	if !ok {
-		r.Refuse(tunnel.CodeNotFound, "the engagement has ended")
-		return
-	}
-	vif := s.Hub.VIF(e.Connection)
+	// Not asked of the Lease: that may be gone while the pod's last connections
+	// still come in, and the client has the last word in any case.
+	vif := s.Hub.VIF(p.connection)
 	if vif == nil {
 		r.Refuse(tunnel.CodeUnreachable, errNoClient.Error())
 		return

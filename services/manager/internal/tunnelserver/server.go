@@ -56,7 +56,7 @@ type Server struct {
 // peer is who a session was authenticated as.
 type peer struct {
 	role       string
-	connection string // of a client
+	connection string // of a client; for an agent that of its engagement
 	pod, uid   string // of an agent
 	engagement string
 }
@@ -146,7 +146,11 @@ func (s *Server) authenticate(ctx context.Context, h tunnel.Hello, pin tunnel.Pi
 		if engagement == "" {
 			return peer{}, denied("pod %s is not engaged", name)
 		}
-		return peer{role: h.Role, pod: name, uid: uid, engagement: engagement}, nil
+		e, ok := s.Cluster.Engagement(engagement)
+		if !ok {
+			return peer{}, &tunnel.RPCError{Code: "not_found", Message: "engagement " + engagement + " has ended"}
+		}
+		return peer{role: h.Role, pod: name, uid: uid, engagement: engagement, connection: e.Connection}, nil
 	}
 	return peer{}, &tunnel.RPCError{Code: "invalid_argument", Message: fmt.Sprintf("unknown role %q", h.Role)}
 }
