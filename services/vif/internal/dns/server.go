@@ -152,3 +152,30 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	r.Truncate(size)
 	_ = w.WriteMsg(r) // fails for a client that is gone
 }
+
+// Probe asks the server at address, by the kernel's network, for a name that
+// only the cluster's DNS can know. It returns nil when the answer came from there.
+func (s *Server) Probe(ctx context.Context, address netip.AddrPort) error {
+	z, servers := s.zones()
+	q := new(dns.Msg)
+	q.SetQuestion("kubernetes.default.svc."+z.Domain+".", dns.TypeA)
+	var err error
+	for ctx.Err() == nil {
+		c := dns.Client{Timeout: clusterTimeout + 500*time.Millisecond}
+		var r *dns.Msg
+		if r, _, err = c.ExchangeContext(ctx, q, address.String()); err == nil {
+			if r.Rcode == dns.RcodeSuccess || r.Rcode == dns.RcodeNameError {
+				return nil
+			}
+			err = fmt.Errorf("the cluster's DNS servers %v did not answer through the tunnel (%s)", servers, dns.RcodeToString[r.Rcode])
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("resolve %s: %w", q.Question[0].Name, err)
+}

@@ -20,8 +20,6 @@ type Dialer struct {
 	cfg      Config
 	resolver *net.Resolver
 	next     atomic.Uint32
-	// Control, if set, is told every address before it is dialled.
-	Control func(netip.Addr)
 }
 
 // NewDialer returns a dialer for the original configuration.
@@ -46,6 +44,10 @@ func (d *Dialer) server(ctx context.Context, network, address string) (net.Conn,
 	}
 	return c, err
 }
+
+// Resolver asks the original servers; unlike Lookup it knows nothing of the
+// original search list.
+func (d *Dialer) Resolver() *net.Resolver { return d.resolver }
 
 // Lookup resolves a name to its addresses, with the original search list.
 func (d *Dialer) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -110,9 +112,6 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	}
 	var first error
 	for i, a := range addrs {
-		if d.Control != nil {
-			d.Control(a)
-		}
 		// The time that is left is shared among those that are left.
 		actx, cancel := ctx, context.CancelFunc(func() {})
 		if deadline, ok := ctx.Deadline(); ok && i < len(addrs)-1 {

@@ -76,6 +76,7 @@ func Parse(data []byte) Config {
 type File struct {
 	path     string
 	original []byte
+	stale    bool // rewritten by one who did not restore it
 }
 
 // Open reads the file, or, if it is a rewritten one, the original inside it. A
@@ -85,10 +86,19 @@ func Open(path string) (*File, error) {
 	if err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("read the resolver's configuration: %w", err)
 	}
-	return &File{path: path, original: original(data)}, nil
+	was, stale := original(data)
+	return &File{path: path, original: was, stale: stale}, nil
 }
 
-func original(data []byte) []byte {
+// Recover restores the file if a vif that was killed left it rewritten.
+func (f *File) Recover() error {
+	if !f.stale {
+		return nil
+	}
+	return f.Restore()
+}
+
+func original(data []byte) (was []byte, rewritten bool) {
 	var kept []byte
 	found := false
 	sc := bufio.NewScanner(bytes.NewReader(data))
@@ -101,9 +111,9 @@ func original(data []byte) []byte {
 		kept = append(append(kept, strings.TrimPrefix(line, " ")...), '\n')
 	}
 	if !found {
-		return data
+		return data, false
 	}
-	return kept
+	return kept, true
 }
 
 // Original is what the file said before.

@@ -27,7 +27,7 @@ func Up(name string, addrs ...netip.Addr) ([]netip.Addr, error) {
 		switch {
 		case err == nil, errors.Is(err, fs.ErrExist):
 			set = append(set, a)
-		case a.Is6() && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EOPNOTSUPP)):
+		case a.Is6() && familyOff(err):
 		default:
 			return nil, fmt.Errorf("give interface %s the address %s: %w", name, a, err)
 		}

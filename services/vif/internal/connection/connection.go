@@ -1,0 +1,276 @@
+// Package connection is the life of one connection in the daemon container: it
+// takes the commands, opens the tunnel, raises the VIF, and keeps both up.
+//
+// A connection begins with TunnelOpen. Stage by stage (tunnel, VIF, DNS) it
+// states that the stage has passed; if one fails, everything is undone and
+// VIFFailed says at which stage and why, and TunnelOpen may be sent again. Once
+// all have passed, a tunnel that is lost is opened again for as long as the
+// process lives: the TUN, its routes and the DNS server stay meanwhile, only
+// the flows that were open are reset.
+//
+// Locks: Connection.mu is never held while something is waited for.
+package connection
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/event"
+	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
+	"berth.dev/services/vif/internal/engaged"
+	"berth.dev/services/vif/internal/resolvconf"
+	"berth.dev/services/vif/internal/tunnelclient"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Dialer opens the tunnel. *tunnelclient.Client does; tests put the manager
+// into their own process.
+type Dialer interface {
+	Dial(ctx context.Context, t tunnelclient.Target) (tunnelclient.Result, error)
+	// Addresses are those that the tunnel itself needs.
+	Addresses(ctx context.Context, kubeconfig []byte) ([]netip.Addr, error)
+}
+
+// Config is what a Connection is made of.
+type Config struct {
+	ID         string // of the connection
+	Version    string
+	Pin        string // of the key with which Dialer proves itself
+	Bus        *bus.Conn
+	Dialer     Dialer
+	ResolvConf *resolvconf.File
+	Interface  string // name of the TUN
+	MTU        int
+	Logger     *slog.Logger
+}
+
+// Connection is one connection's process. See Run.
+type Connection struct {
+	cfg     Config
+	log     *slog.Logger
+	link    link
+	engaged *engaged.Table
+	wake    chan struct{} // interrupts the wait before the next attempt
+
+	mu        sync.Mutex
+	group     *errgroup.Group
+	ctx       context.Context // of Run
+	order     *order          // accepted TunnelOpen, nil before
+	opening   bool            // somebody works on it
+	plane     *plane          // nil while the VIF is down
+	transport string
+	subnets   []string
+}
+
+// order is a TunnelOpen, taken apart.
+type order struct {
+	target      tunnelclient.Target
+	namespace   string
+	also, never []netip.Prefix
+}
+
+// New returns a connection that does nothing yet.
+func New(cfg Config) *Connection {
+	return &Connection{cfg: cfg, log: cfg.Logger, engaged: engaged.New(cfg.Logger), wake: make(chan struct{}, 1)}
+}
+
+// Run serves the commands until ctx ends or the bus is lost, then undoes
+// everything. It fails if the VIF breaks.
+func (c *Connection) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	c.mu.Lock()
+	c.group, c.ctx = g, ctx
+	c.mu.Unlock()
+	svc, err := c.cfg.Bus.Serve(subject.VIF, c.cfg.Version)
+	if err != nil {
+		return err
+	}
+	if err := c.handle(svc); err != nil {
+		svc.Stop()
+		return err
+	}
+	release, err := c.cfg.Bus.Hold(subject.VIF, c.cfg.ID)
+	if err != nil {
+		svc.Stop()
+		return err
+	}
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-c.cfg.Bus.Lost():
+			c.log.Warn("the bus is lost: ending")
+			cancel()
+		}
+		return nil
+	})
+	c.state(ctx, event.VIFStarted{Version: c.cfg.Version, Pin: c.cfg.Pin})
+	<-ctx.Done()
+	svc.Stop()
+	release()
+	return g.Wait()
+}
+
+func (c *Connection) handle(svc *bus.Service) error {
+	for _, add := range []func() error{
+		func() error { return bus.Handle(svc, command.TunnelOpen, c.cfg.ID, c.tunnelOpen) },
+		func() error { return bus.Handle(svc, command.Credentials, c.cfg.ID, c.credentials) },
+		func() error { return bus.Handle(svc, command.VIFState, c.cfg.ID, c.status) },
+		func() error { return bus.Handle(svc, command.Engage, c.cfg.ID, c.engage) },
+		func() error { return bus.Handle(svc, command.Disengage, c.cfg.ID, c.disengage) },
+	} {
+		if err := add(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// state states a fact. A bus that is away for good ends the process by itself,
+// so a failure needs no more than to be seen.
+func (c *Connection) state(ctx context.Context, d event.Data) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	if err := c.cfg.Bus.State(ctx, c.cfg.ID, d); err != nil {
+		c.log.Warn("fact not stated", "fact", event.TypeOf(d), "err", err)
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return fault.New(fault.InvalidArgument, "", format, args...)
+}
+
+func prefixes(what string, list []string) (out []netip.Prefix, err error) {
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			a, aerr := netip.ParseAddr(s)
+			if aerr != nil {
+				return nil, invalid("%s %q is not a subnet like 10.0.0.0/8", what, s)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+// tunnelOpen accepts the order; facts tell what becomes of it.
+func (c *Connection) tunnelOpen(_ context.Context, req command.OpenTunnel) (command.Accepted, error) {
+	o := &order{
+		namespace: req.Namespace,
+		target: tunnelclient.Target{
+			Connection: c.cfg.ID, Namespace: req.ManagerNamespace, Pin: req.Pin, Kubeconfig: req.Access.Kubeconfig,
+		},
+	}
+	for name, v := range map[string]string{"namespace": req.Namespace, "managerNamespace": req.ManagerNamespace, "pin": req.Pin} {
+		if v == "" {
+			return command.Accepted{}, invalid("%s is missing", name)
+		}
+	}
+	if err := tunnelclient.Validate(req.Access.Kubeconfig); err != nil {
+		return command.Accepted{}, err
+	}
+	var err error
+	if o.also, err = prefixes("also-proxy", req.AlsoProxy); err != nil {
+		return command.Accepted{}, err
+	}
+	if o.never, err = prefixes("never-proxy", req.NeverProxy); err != nil {
+		return command.Accepted{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	already := c.opening
+	c.order = o
+	if !already {
+		c.opening = true
+		c.group.Go(func() error { return c.open(c.ctx) })
+	}
+	return command.Accepted{ID: c.cfg.ID, Already: already}, nil
+}
+
+// credentials replaces the access for the next time the tunnel is dialled.
+func (c *Connection) credentials(_ context.Context, req command.Access) (command.Accepted, error) {
+	if err := tunnelclient.Validate(req.Kubeconfig); err != nil {
+		return command.Accepted{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.order == nil {
+		return command.Accepted{}, fault.New(fault.FailedPrecondition, "", "no tunnel has been asked for: there is nothing to renew")
+	}
+	o := *c.order
+	o.target.Kubeconfig = req.Kubeconfig
+	c.order = &o
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+	return command.Accepted{ID: c.cfg.ID}, nil
+}
+
+func (c *Connection) status(context.Context, command.None) (command.VIFStatus, error) {
+	s := c.link.get()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := command.VIFStatus{Subnets: append([]string{}, c.subnets...), Flows: c.engaged.Flows()}
+	if s != nil && s.Err() == nil {
+		st.TunnelUp, st.Transport, st.RTTMicros = true, c.transport, s.RTT().Microseconds()
+	}
+	if c.plane != nil {
+		st.Flows += c.plane.stack.Flows()
+	}
+	return st, nil
+}
+
+func (c *Connection) engage(_ context.Context, req command.EngageHandler) (command.Accepted, error) {
+	if !subject.Valid(req.Engagement) {
+		return command.Accepted{}, invalid("engagement %q is not an id", req.Engagement)
+	}
+	address := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if req.Address != "" {
+		a, err := netip.ParseAddr(strings.Trim(req.Address, "[]"))
+		if err != nil {
+			return command.Accepted{}, invalid("address %q is not an IP address", req.Address)
+		}
+		address = a
+	}
+	var ports []engaged.Port
+	for _, p := range req.Ports {
+		udp := strings.EqualFold(p.Protocol, "UDP")
+		if p.Container == 0 || !udp && p.Protocol != "" && !strings.EqualFold(p.Protocol, "TCP") {
+			return command.Accepted{}, invalid("port %d/%s cannot be engaged", p.Container, p.Protocol)
+		}
+		handler := p.Handler
+		if handler == 0 {
+			handler = p.Container
+		}
+		ports = append(ports, engaged.Port{Container: p.Container, Handler: handler, UDP: udp})
+	}
+	already := c.engaged.Set(req.Engagement, address, ports)
+	return command.Accepted{ID: req.Engagement, Already: already}, nil
+}
+
+func (c *Connection) disengage(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
+	if !subject.Valid(req.Engagement) {
+		return command.Accepted{}, invalid("engagement %q is not an id", req.Engagement)
+	}
+	return command.Accepted{ID: req.Engagement, Already: !c.engaged.Remove(req.Engagement)}, nil
+}
+
+func at(stage event.Stage, err error) *fault.Error {
+	f := fault.At(string(stage), err)
+	if f.Code == fault.Internal { // the edge of the bus: it came as a plain error
+		f.Hint = "ctl doctor"
+	}
+	return f
+}

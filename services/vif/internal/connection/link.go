@@ -1,0 +1,40 @@
+package connection
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"berth.dev/tunnel"
+)
+
+// errDown is what opening a stream fails with while there is no tunnel.
+var errDown = errors.New("the tunnel is down")
+
+// link stands for the session of the moment, so that netstack and DNS need not
+// know that sessions come and go.
+type link struct {
+	mu      sync.Mutex
+	session *tunnel.Session
+}
+
+func (l *link) set(s *tunnel.Session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session = s
+}
+
+func (l *link) get() *tunnel.Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.session
+}
+
+// Open opens a stream, or fails at once without a tunnel.
+func (l *link) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
+	s := l.get()
+	if s == nil {
+		return nil, errDown
+	}
+	return s.Open(ctx, h)
+}

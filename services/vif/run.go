@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+
+	"berth.dev/bus"
+	"berth.dev/services/vif/internal/connection"
+	"berth.dev/services/vif/internal/resolvconf"
+	"berth.dev/services/vif/internal/tunnelclient"
+	"berth.dev/tunnel"
+)
+
+// defaultMTU is the largest that IPv4 leaves room for: see README.md.
+const defaultMTU = 65520
+
+// run serves the connection until ctx ends or the bus is lost.
+func run(ctx context.Context, args []string) error {
+	c, err := parse(args)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.logLevel})).
+		With("service", "vif", "connection", c.connection)
+	// Before resolv.conf is rewritten, and whatever a vif before us left in it.
+	resolv, err := resolvconf.Open(c.resolvConf)
+	if err != nil {
+		return err
+	}
+	if err := resolv.Recover(); err != nil {
+		return err
+	}
+	names := resolvconf.NewDialer(resolv.Original())
+	// For those libraries that take no dialer (SPDY).
+	net.DefaultResolver = names.Resolver()
+	id, err := tunnel.NewIdentity()
+	if err != nil {
+		return err
+	}
+	conn, err := bus.Await(ctx, c.bus, bus.Via(names))
+	if err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	defer conn.Close()
+	log.Info("started", "version", version, "pin", id.Pin())
+	return connection.New(connection.Config{
+		ID: c.connection, Version: version, Pin: string(id.Pin()), Bus: conn,
+		Dialer:     tunnelclient.New(id, names, version, log),
+		ResolvConf: resolv, Interface: c.iface, MTU: c.mtu, Logger: log,
+	}).Run(ctx)
+}
