@@ -176,13 +176,6 @@ func (s *Set) Get(id string) (*Live, bool) {
 	return l, ok
 }
 
-// Len is how many there are.
-func (s *Set) Len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.byID)
-}
-
 // Records are those of all connections, by name.
 func (s *Set) Records() []command.Connection {
 	all := []command.Connection{}

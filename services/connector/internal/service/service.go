@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"berth.dev/bus"
@@ -218,12 +219,14 @@ func (s *service) deliver(env event.Envelope) {
 }
 
 // watchRunner fails the connections when runner is proven to be gone. A runner
-// that has not come yet is not gone.
+// that has not come yet is not gone: it has come when it has started a daemon
+// container.
 func (s *service) watchRunner(ctx context.Context) {
 	why := fault.New(fault.Unavailable, "ctl quit --all && ctl connect --docker", "runner is gone: nobody looks after the containers")
+	came := func(c command.Connection) bool { return c.Daemon != "" }
 	for ctx.Err() == nil {
-		if s.connections.Len() > 0 && !s.o.Bus.Gone(within(ctx), presence.Runner) && presence.Watch(ctx, s.o.Bus, presence.Runner) {
-			s.o.Log.Error("runner is gone", "connections", s.connections.Len())
+		if slices.ContainsFunc(s.connections.Records(), came) && presence.Watch(ctx, s.o.Bus, presence.Runner) {
+			s.o.Log.Error("runner is gone")
 			s.connections.Break(why)
 		}
 		select {
@@ -231,13 +234,6 @@ func (s *service) watchRunner(ctx context.Context) {
 		case <-time.After(presence.Every):
 		}
 	}
-}
-
-// within is ctx for one probe.
-func within(ctx context.Context) context.Context {
-	c, cancel := context.WithTimeout(ctx, presence.Every)
-	context.AfterFunc(c, cancel)
-	return c
 }
 
 // idFault is nil for an id that is a token.
