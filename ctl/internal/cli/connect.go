@@ -169,7 +169,7 @@ func openRequest(f *connectFlags, t *kubeconfig.Target, reach kubeconfig.Reach) 
 	}
 	return command.OpenConnection{
 		ID: busclient.NewID("c"), Name: name, Context: t.Context, Namespace: t.Namespace,
-		ManagerNamespace: f.manager, Server: t.Server, Kubeconfig: cfg, Expires: t.Expires, Networks: reach.Networks,
+		ManagerNamespace: f.manager, Server: t.Server, Kubeconfig: cfg, Networks: reach.Networks,
 		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Expose: f.expose, Hostname: f.hostname, Client: client(),
 	}, nil
 }

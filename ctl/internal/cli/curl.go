@@ -9,6 +9,7 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/handlerrun"
 	"berth.dev/ctl/internal/usage"
+	"berth.dev/ctl/internal/workspace"
 )
 
 func (a *App) curlCommand() *usage.Command {
@@ -44,9 +45,16 @@ func (a *App) curl(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	parts, err := s.ws.Find(ctx)
+	if err != nil {
+		return err
+	}
+	if parts.Connector == nil {
+		return workspace.ErrDown()
+	}
 	code, err := handlerrun.Run(context.WithoutCancel(ctx), handlerrun.Options{
 		API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr,
-		Args: append([]string{"--rm", "--interactive", "--log-driver", "none", "--pull", "never", s.ws.Image, "curl"}, args...),
+		Args: append([]string{"--rm", "--interactive", "--log-driver", "none", "--pull", "never", parts.Connector.Image, "curl"}, args...),
 	}, handlerrun.Hooks{
 		Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
 			r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "curl", Handler: spec.Handler})

@@ -109,7 +109,11 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		if target, err = kubeconfig.Load(ctx, o); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("context %s, namespace %s, server %s", target.Context, target.Namespace, target.Server), nil
+		detail := fmt.Sprintf("context %s, namespace %s, server %s", target.Context, target.Namespace, target.Server)
+		if !target.Expires.IsZero() {
+			detail += ", credentials until " + target.Expires.Local().Format("15:04:05")
+		}
+		return detail, nil
 	})
 	x.check("API server", []string{"Docker", "kubeconfig"}, func() (string, error) {
 		var err error

@@ -16,7 +16,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/url"
 	"os"
 	"os/user"
 	"strings"
@@ -74,18 +73,6 @@ func (e *Engine) Socket() string {
 // Local reports whether containers' ports on 127.0.0.1 are this machine's.
 func (e *Engine) Local() bool {
 	return strings.HasPrefix(e.Host, "unix://") || strings.HasPrefix(e.Host, "npipe://")
-}
-
-// Address is the host that this machine reaches the engine's machine by.
-func (e *Engine) Address() string {
-	if e.Local() {
-		return "127.0.0.1"
-	}
-	u, err := url.Parse(e.Host)
-	if err != nil || u.Hostname() == "" {
-		return "127.0.0.1"
-	}
-	return u.Hostname()
 }
 
 // explain says why the engine does not answer. The client's own message says

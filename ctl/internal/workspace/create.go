@@ -163,7 +163,7 @@ func (w *Workspace) createContainer(ctx context.Context, s subject.Service) (str
 	case subject.Connector:
 		port := nat.Port(BusPort + "/tcp")
 		cfg.ExposedPorts = nat.PortSet{port: struct{}{}}
-		host.PortBindings = nat.PortMap{port: []nat.PortBinding{{HostIP: "127.0.0.1"}}}
+		host.PortBindings = nat.PortMap{port: []nat.PortBinding{{HostIP: "127.0.0.1", HostPort: w.freePort()}}}
 	case subject.Runner:
 		source, err := w.engineSocket(ctx)
 		if err != nil {

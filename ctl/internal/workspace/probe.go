@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"time"
 
 	"berth.dev/bus"
@@ -25,19 +26,22 @@ const (
 )
 
 // dial connects to the bus in the connector's container and retries until ctx
-// ends, since the container's port opens before its server does. The published
-// port is tried first, then the container's own addresses, which are what works
-// from a container that uses the engine's socket.
+// ends, since the container's port opens before its server does.
+//
+// The container's own address comes first where it can be dialled, on Linux: it
+// stays when the connector joins another network, while the engine may take the
+// published port down and up again then. The port is for engines in a virtual
+// machine, and the address again for a ctl in a container of its own.
 func (w *Workspace) dial(ctx context.Context, id string, cfg bus.Config) (*bus.Conn, error) {
 	var last error
 	for {
-		urls, err := w.urls(ctx, id)
+		places, err := w.places(ctx, id)
 		if err != nil {
 			return nil, errors.Join(err, last)
 		}
-		for _, u := range urls {
-			cfg.URL = u
-			one, cancel := context.WithTimeout(ctx, 2*time.Second)
+		for _, p := range places {
+			cfg.URL = p.url
+			one, cancel := context.WithTimeout(ctx, p.patience)
 			conn, err := bus.Connect(one, cfg)
 			cancel()
 			if err == nil {
@@ -53,8 +57,14 @@ func (w *Workspace) dial(ctx context.Context, id string, cfg bus.Config) (*bus.C
 	}
 }
 
-// urls are the addresses of the bus; an error says that the container does not run.
-func (w *Workspace) urls(ctx context.Context, id string) ([]string, error) {
+// place is where the bus may be reached.
+type place struct {
+	url      string
+	patience time.Duration
+}
+
+// places are those of a running connector; an error says that it does not run.
+func (w *Workspace) places(ctx context.Context, id string) ([]place, error) {
 	in, err := w.Engine.API.ContainerInspect(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("inspect the connector: %w", err)
@@ -62,19 +72,42 @@ func (w *Workspace) urls(ctx context.Context, id string) ([]string, error) {
 	if in.State == nil || !in.State.Running {
 		return nil, errors.New("the connector has exited")
 	}
-	var urls []string
+	var address, published []place
+	if e := in.NetworkSettings.Networks[w.Network()]; e != nil && e.IPAddress != "" {
+		address = append(address, place{"nats://" + net.JoinHostPort(e.IPAddress, BusPort), 500 * time.Millisecond})
+	}
 	for _, b := range in.NetworkSettings.Ports[nat.Port(BusPort+"/tcp")] {
-		if b.HostPort != "" && w.Engine.Local() {
-			urls = append(urls, "nats://"+net.JoinHostPort(w.Engine.Address(), b.HostPort))
+		if b.HostPort != "" {
+			published = append(published, place{"nats://" + net.JoinHostPort(b.HostIP, b.HostPort), 2 * time.Second})
 			break
 		}
 	}
-	for _, e := range in.NetworkSettings.Networks {
-		if e != nil && e.IPAddress != "" {
-			urls = append(urls, "nats://"+net.JoinHostPort(e.IPAddress, BusPort))
-		}
+	switch {
+	case !w.Engine.Local():
+		return address, nil
+	case runtime.GOOS == "linux":
+		return append(address, published...), nil
 	}
-	return urls, nil
+	return append(published, address...), nil
+}
+
+// freePort is a port of this machine that nobody has at the moment. The engine
+// is told one, since one of its own choice changes whenever the connector joins
+// a network. Empty leaves it to the engine.
+func (w *Workspace) freePort() string {
+	if !w.Engine.Local() {
+		return ""
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return ""
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return ""
+	}
+	return port
 }
 
 // answers waits until connector answers a command and runner holds its presence.

@@ -99,6 +99,7 @@ type Part struct {
 	ID      string
 	Name    string
 	Version string
+	Image   string
 	Running bool
 }
 
@@ -113,7 +114,7 @@ func (w *Workspace) Find(ctx context.Context) (Parts, error) {
 		return p, fault.New(fault.Unavailable, "docker ps", "list the workspace's containers: %v", err)
 	}
 	for _, c := range list {
-		part := &Part{ID: c.ID, Version: c.Labels[LabelVersion], Running: c.State == container.StateRunning}
+		part := &Part{ID: c.ID, Image: c.Image, Version: c.Labels[LabelVersion], Running: c.State == container.StateRunning}
 		if len(c.Names) > 0 {
 			part.Name = strings.TrimPrefix(c.Names[0], "/")
 		}
