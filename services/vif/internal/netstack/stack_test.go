@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -488,6 +489,47 @@ func TestServerInside(t *testing.T) {
 	wg.Wait()
 }
 
+func TestManyConnections(t *testing.T) {
+	w := newWorld(t, 65520)
+	port := serve(t, "127.0.0.1", echoServer)
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for i := range 400 {
+		wg.Go(func() {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(service, port), 10*time.Second)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			msg := fmt.Sprint("connection ", i)
+			_, _ = c.Write([]byte(msg))
+			_ = c.(*net.TCPConn).CloseWrite()
+			if b, err := io.ReadAll(c); err != nil || string(b) != msg {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+	wg.Wait()
+	deadline := time.Now().Add(5 * time.Second)
+	for w.stack.Flows() != 0 || w.near.NumStreams() != 0 || runtime.NumGoroutine() > before+5 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d flows, %d streams, %d goroutines (before: %d)", w.stack.Flows(), w.near.NumStreams(), runtime.NumGoroutine(), before)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// The application gives up while its SYN waits: nothing may stay behind.
+func TestGivenUp(t *testing.T) {
+	w := newWorld(t, 65520)
+	_, _ = net.DialTimeout("tcp", net.JoinHostPort(silent, "80"), 100*time.Millisecond)
+	if w.stack.Flows() != 0 {
+		t.Errorf("%d flows", w.stack.Flows())
+	}
+} // and the leak check of TestMain has the last word
+
 // BenchmarkPath measures what the README states. Run it with -run ^$.
 func BenchmarkPath(b *testing.B) {
 	for _, mtu := range []int{1500, 65520} {
@@ -546,6 +588,36 @@ func BenchmarkPath(b *testing.B) {
 			for b.Loop() {
 				_, _ = c.Write(buf)
 				if _, err := io.ReadFull(c, buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("mtu=%d/datagram-to-server-inside", mtu), func(b *testing.B) {
+			w := newWorld(b, mtu)
+			pc, err := w.stack.ListenUDP(netip.AddrPortFrom(local, 53))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer pc.Close()
+			go func() {
+				buf := make([]byte, 2048)
+				for {
+					n, a, err := pc.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					_, _ = pc.WriteTo(buf[:n], a)
+				}
+			}()
+			c, err := net.Dial("udp", netip.AddrPortFrom(local, 53).String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			buf := make([]byte, 64)
+			for b.Loop() {
+				_, _ = c.Write(buf)
+				if _, err := c.Read(buf); err != nil {
 					b.Fatal(err)
 				}
 			}
