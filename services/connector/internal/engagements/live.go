@@ -17,6 +17,13 @@ import (
 	"berth.dev/services/connector/internal/presence"
 )
 
+// Limits of what is the manager's to do. It has limits of its own, and says what
+// failed; these are for a manager that is gone.
+const (
+	prepareWithin = 5 * time.Minute
+	divertWithin  = 2 * time.Minute
+)
+
 // undoWithin is how long the undoing may take before the rest is left to the
 // lease.
 const undoWithin = 60 * time.Second
@@ -93,6 +100,8 @@ func (l *Live) run() {
 		})
 	}
 	l.undoing.Go(l.watchLease)
+	stalled := l.failIfStill(engage.Requested, prepareWithin, "prepared the workload")
+	defer stalled.Stop()
 	for {
 		in, err := l.in.Get(context.Background())
 		if err != nil || l.take(in) == engage.Over {
@@ -117,6 +126,10 @@ func (l *Live) take(in engage.Input) engage.Stage {
 	if known {
 		l.log.Debug("engagement", "on", in.On, "stage", next.Stage)
 	}
+	if next.Stage == engage.Running && was != engage.Running {
+		stalled := l.failIfStill(engage.Running, divertWithin, "brought the traffic to the handler")
+		context.AfterFunc(l.life, func() { stalled.Stop() })
+	}
 	if in.On == engage.HandlerExited || in.On == engage.HandlerFailed {
 		l.handlerEnded()
 	}
@@ -139,6 +152,16 @@ func (l *Live) take(in engage.Input) engage.Stage {
 		}
 	}
 	return next.Stage
+}
+
+// failIfStill fails the engagement when it stands where it stands for too long.
+func (l *Live) failIfStill(at engage.Stage, limit time.Duration, what string) *time.Timer {
+	return time.AfterFunc(limit, func() {
+		if l.snapshot().Stage == at {
+			l.put(engage.Input{On: engage.CommandFailed, Error: fault.New(fault.Unavailable, "ctl doctor",
+				"the manager has not %s in %v", what, limit)})
+		}
+	})
 }
 
 func (l *Live) handlerEnded() {
