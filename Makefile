@@ -7,8 +7,11 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 ROOT := $(CURDIR)
 # The version of everything built here. An uncommitted change changes it, so
 # that images and the cluster's manager never run something else than was built.
+# Worked out once: sub-makes inherit it.
+ifndef VERSION
 DIRTY := $(shell git diff HEAD --quiet -- . 2>/dev/null || git diff HEAD -- . | sha256sum | cut -c1-8)
-VERSION ?= 0.1.0-$(shell git rev-parse --short=10 HEAD 2>/dev/null || echo dev)$(if $(DIRTY),-$(DIRTY))
+VERSION := 0.1.0-$(shell git rev-parse --short=10 HEAD 2>/dev/null || echo dev)$(if $(DIRTY),-$(DIRTY))
+endif
 export VERSION
 
 export CGO_ENABLED := 0
