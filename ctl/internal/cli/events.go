@@ -90,7 +90,7 @@ func (a *App) events(ctx context.Context, f *eventsFlags) error {
 	if f.noFollow && tail.Pending == 0 {
 		return f.missed()
 	}
-	pick := newPicker(f.engagement, f.connection)
+	pick := newPicker(f.engagement, f.connection, from)
 	met := false
 	err = busclient.Follow(ctx, s.conn, tail, func(e event.Envelope) (bool, error) {
 		if pick.takes(e) && !e.Time.Before(from) {
@@ -152,10 +152,12 @@ type picker struct {
 	engagement, connection string
 	ids                    map[string]bool // picked
 	open                   map[string]bool // picked engagements that have not ended
+	from                   time.Time       // what ended before is not what is waited for
+	ended                  bool            // a picked one has ended since
 }
 
-func newPicker(engagement, connection string) *picker {
-	return &picker{engagement, connection, map[string]bool{}, map[string]bool{}}
+func newPicker(engagement, connection string, from time.Time) *picker {
+	return &picker{engagement: engagement, connection: connection, ids: map[string]bool{}, open: map[string]bool{}, from: from}
 }
 
 func (p *picker) takes(e event.Envelope) bool {
@@ -175,8 +177,9 @@ func (p *picker) takes(e event.Envelope) bool {
 	case p.engagement != "" && render.Scope(e) != string(subject.Engagement):
 		return false
 	}
-	if event.Terminal(e) {
+	if event.Terminal(e) && p.open[e.Subject] {
 		delete(p.open, e.Subject)
+		p.ended = p.ended || !e.Time.Before(p.from)
 	}
 	return p.ids[e.Subject]
 }
@@ -191,4 +194,4 @@ func (p *picker) inConnection(id string) bool {
 }
 
 // over reports whether the engagement that was named has ended.
-func (p *picker) over() bool { return p.engagement != "" && len(p.ids) > 0 && len(p.open) == 0 }
+func (p *picker) over() bool { return p.ended && len(p.open) == 0 }
