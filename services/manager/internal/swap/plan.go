@@ -170,16 +170,19 @@ func surge(s State, r *sorted) []Action {
 	need := s.Replicas - len(r.fresh)
 	var bridging []Pod
 	for _, p := range r.released {
-		if need > 0 && len(r.stale) > 0 && p.Adoptable && p.Ready && p.Mark == s.Want {
-			// The labels first: the ReplicaSet then has one too many, and by its
-			// own rules deletes one that is not Ready, if ours comes too late.
-			plan = append(plan, Action{Adopt, p.Name}, Action{Delete, r.stale[0].Name})
-			r.fresh = append(r.fresh, p)
-			r.stale = r.stale[1:]
-			need--
+		if need <= 0 || !p.Adoptable || !p.Ready || p.Mark != s.Want {
+			bridging = append(bridging, p)
 			continue
 		}
-		bridging = append(bridging, p)
+		plan = append(plan, Action{Adopt, p.Name})
+		r.fresh = append(r.fresh, p)
+		need--
+		if len(r.stale) > 0 {
+			// The labels first: the ReplicaSet then has one too many, and by its
+			// own rules deletes one that is not Ready, if ours comes too late.
+			plan = append(plan, Action{Delete, r.stale[0].Name})
+			r.stale = r.stale[1:]
+		}
 	}
 	r.released = bridging
 	enough := ready(r.fresh) >= s.Replicas

@@ -1,0 +1,289 @@
+package tunnelserver
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth.dev/lease"
+	"berth.dev/services/manager/internal/discovery"
+	"berth.dev/services/manager/internal/hub"
+	"berth.dev/tunnel"
+
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+// cluster has one connection, "c", and one engagement of it, "e", whose agents
+// show the token "pod".
+type cluster struct{ pins []string }
+
+func (c *cluster) Connection(_ context.Context, id string) (lease.ConnectionSpec, error) {
+	if id != "c" {
+		return lease.ConnectionSpec{}, &tunnel.RPCError{Code: "not_found", Message: "no connection"}
+	}
+	return lease.ConnectionSpec{Pins: c.pins}, nil
+}
+
+func (c *cluster) Engagement(id string) (lease.EngagementSpec, bool) {
+	return lease.EngagementSpec{ID: "e", Connection: "c"}, id == "e"
+}
+
+func (c *cluster) PodOf(_ context.Context, token string) (name, uid, engagement string, err error) {
+	if token != "pod" {
+		return "", "", "", &tunnel.RPCError{Code: "permission_denied", Message: "bad token"}
+	}
+	return "p", "u", "e", nil
+}
+
+type bench struct {
+	t      *testing.T
+	addr   string
+	id     *tunnel.Identity // the manager's
+	client *tunnel.Identity
+	cancel context.CancelFunc
+	ended  chan struct{}
+	srv    *Server
+}
+
+// start serves over real TCP. The ports of loopback stand for the cluster, so
+// the test's server takes them for its own cluster's.
+func start(t *testing.T) *bench {
+	t.Helper()
+	id, err := tunnel.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := tunnel.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	srv := &Server{Identity: id, Version: "1", InstallationID: "i", Resolver: discovery.Resolver{Domain: "cluster.local"}, Log: log,
+		Cluster: &cluster{pins: []string{string(client.Pin())}}, Hub: hub.New(func(string, string) {}),
+		Discovery: &discovery.Discovery{Client: fake.NewClientset(), PodIPs: func() []netip.Addr { return nil }, Log: log}}
+	ctx, cancel := context.WithCancel(context.Background())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &http.Server{Handler: srv, BaseContext: func(net.Listener) context.Context { return ctx }}
+	b := &bench{t: t, addr: l.Addr().String(), id: id, client: client, cancel: cancel, ended: make(chan struct{}), srv: srv}
+	go func() {
+		_ = h.Serve(l)
+		srv.Wait()
+		close(b.ended)
+	}()
+	context.AfterFunc(ctx, func() { h.Close() })
+	t.Cleanup(b.stop)
+	return b
+}
+
+func (b *bench) stop() {
+	b.cancel()
+	select {
+	case <-b.ended:
+	case <-time.After(5 * time.Second):
+		b.t.Error("sessions outlive the server by five seconds")
+	}
+}
+
+func (b *bench) dial(key *tunnel.Identity, hello tunnel.Hello) (*tunnel.Session, error) {
+	conn, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		return nil, err
+	}
+	up, err := tunnel.RequestUpgrade(b.t.Context(), conn, b.addr, tunnel.Path, nil)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := tunnel.Dial(b.t.Context(), up, key, b.id.Pin(), hello, tunnel.Config{})
+	if err == nil {
+		b.t.Cleanup(func() { s.Close() })
+	}
+	return s, err
+}
+
+func (b *bench) mustDial(key *tunnel.Identity, hello tunnel.Hello) *tunnel.Session {
+	b.t.Helper()
+	s, err := b.dial(key, hello)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+func TestWhoMayCome(t *testing.T) {
+	b := start(t)
+	stranger, _ := tunnel.NewIdentity()
+	for _, tt := range []struct {
+		name  string
+		key   *tunnel.Identity
+		hello tunnel.Hello
+		code  string
+	}{
+		{"a key that is not the connection's", stranger, tunnel.Hello{Role: "vif", ID: "c"}, "permission_denied"},
+		{"no such connection", b.client, tunnel.Hello{Role: "vif", ID: "d"}, "not_found"},
+		{"a wrong token", stranger, tunnel.Hello{Role: "agent", Token: "x"}, "permission_denied"},
+		{"an unknown role", b.client, tunnel.Hello{Role: "root", ID: "c"}, "invalid_argument"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := b.dial(tt.key, tt.hello)
+			var e *tunnel.RPCError
+			if !errors.As(err, &e) || e.Code != tt.code {
+				t.Errorf("%v, want code %s", err, tt.code)
+			}
+		})
+	}
+	b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+	b.mustDial(stranger, tunnel.Hello{Role: "agent", Token: "pod"})
+}
+
+func TestAllowedDestinations(t *testing.T) {
+	s := &Server{Resolver: discovery.Resolver{Servers: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}}
+	for addr, want := range map[string]bool{
+		"10.96.0.10": true, "fd00::1": true, "8.8.8.8": true, "169.254.20.10": true,
+		"127.0.0.1": false, "::1": false, "169.254.169.254": false, "fe80::1": false, "0.0.0.0": false, "224.0.0.1": false, "::ffff:127.0.0.1": false,
+	} {
+		if got := s.allowed(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s allowed: %v", addr, got)
+		}
+	}
+}
+
+// An agent's flow arrives at the newest vif session; what that refuses is
+// refused; without one it is unreachable.
+func TestAgentFlowsGoToTheClient(t *testing.T) {
+	b := start(t)
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	open := func(port uint16) (*tunnel.Stream, error) {
+		return agent.Open(t.Context(), tunnel.Header{Kind: tunnel.KindTCP, Engagement: "e", Dst: netip.AddrPortFrom(netip.Addr{}, port)})
+	}
+	if _, err := open(80); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Fatalf("without a client: %v", err)
+	}
+	for round := range 2 { // the second session is newer
+		vif := b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+		go func() {
+			for {
+				r, err := vif.Accept(context.Background())
+				if err != nil {
+					return
+				}
+				if r.Header.Dst.Port() != 80 {
+					r.Refuse(tunnel.CodeRefused, "")
+					continue
+				}
+				if s, err := r.Accept(); err == nil {
+					fmt.Fprintf(s, "round %d\n", round)
+					s.Close()
+				}
+			}
+		}()
+		// The server registers a session after the client has been welcomed.
+		for b.srv.Hub.VIF("c") == nil || round == 1 && len(b.srv.Hub.Connections()) != 1 {
+			time.Sleep(time.Millisecond)
+		}
+		var line string
+		for deadline := time.Now().Add(5 * time.Second); line != fmt.Sprintf("round %d\n", round); {
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: got %q", round, line)
+			}
+			s, err := open(80)
+			if err != nil {
+				t.Fatal(err)
+			}
+			line, _ = bufio.NewReader(s).ReadString('\n')
+			s.Close()
+		}
+		if _, err := open(81); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("refused by the client: %v", err)
+		}
+	}
+	if _, err := agent.Open(t.Context(), tunnel.Header{Kind: tunnel.KindTCP, Engagement: "other", Dst: netip.AddrPortFrom(netip.Addr{}, 80)}); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("another engagement's flow: %v", err)
+	}
+}
+
+func TestEnvironmentIsTheCallersOwn(t *testing.T) {
+	b := start(t)
+	vif := b.mustDial(b.client, tunnel.Hello{Role: "connector", ID: "c"})
+	ask := func(e string) (lease.Environment, error) {
+		return tunnel.Call[lease.EnvironmentRequest, lease.Environment](t.Context(), vif, lease.MethodEnvironment, lease.EnvironmentRequest{Engagement: e})
+	}
+	var rpc *tunnel.RPCError
+	if _, err := ask("other"); !errors.As(err, &rpc) || rpc.Code != "not_found" {
+		t.Errorf("another's engagement: %v", err)
+	}
+	if _, err := ask("e"); !errors.As(err, &rpc) || rpc.Code != "unavailable" {
+		t.Errorf("before an agent has come: %v", err)
+	}
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	go func() {
+		var reg tunnel.Registry
+		tunnel.Handle(&reg, lease.MethodAgentEnv, func(context.Context, lease.EnvironmentRequest) (lease.Environment, error) {
+			return lease.Environment{Env: [][]byte{[]byte("A=\xff")}, Mounts: []string{"/m"}}, nil
+		})
+		for {
+			r, err := agent.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			go tunnel.ServeRPC(context.Background(), r, &reg)
+		}
+	}()
+	for len(b.srv.Hub.Agents("e")) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	env, err := ask("e")
+	if err != nil || len(env.Env) != 1 || string(env.Env[0]) != "A=\xff" || env.Mounts[0] != "/m" {
+		t.Errorf("%q, %v", env, err)
+	}
+}
+
+// The server ends soon although flows are open and silent, on both sides.
+func TestEndsWithOpenFlows(t *testing.T) {
+	b := start(t)
+	vif := b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+	go func() {
+		for {
+			r, err := vif.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			if s, err := r.Accept(); err == nil {
+				t.Cleanup(func() { s.Close() })
+			}
+		}
+	}()
+	for b.srv.Hub.VIF("c") == nil {
+		time.Sleep(time.Millisecond)
+	}
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	for _, k := range []tunnel.Kind{tunnel.KindTCP, tunnel.KindUDP} {
+		if _, err := agent.Open(t.Context(), tunnel.Header{Kind: k, Engagement: "e", Dst: netip.AddrPortFrom(netip.Addr{}, 80)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	udp, err := vif.Open(t.Context(), tunnel.Header{Kind: tunnel.KindUDP, Dst: netip.MustParseAddrPort("10.255.255.254:9")})
+	if err != nil {
+		t.Skipf("no route for a datagram: %v", err)
+	}
+	_ = udp
+	began := time.Now()
+	b.stop()
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("took %v", d)
+	}
+	if _, err := io.ReadAll(udp); err == nil {
+		t.Error("a flow ended in good order although the server went away")
+	}
+}
