@@ -88,7 +88,7 @@ func TestConnectErrors(t *testing.T) {
 				a.Impersonate = "nobody-in-particular"
 			}
 		})
-		refused(t, &ctl, 1, []string{"nobody-in-particular", "configmaps", "berth", "try:"}, "connect", "--docker")
+		refused(t, &ctl, 1, []string{"manager", "get configmaps", "berth", "try:"}, "connect", "--docker")
 		nothingLeft(t)
 	})
 	t.Run("wrong usage", func(t *testing.T) {

@@ -61,7 +61,8 @@ func (c *Ctl) command(ctx context.Context, args ...string) *exec.Cmd {
 // Run runs a command to its end, for three minutes at most.
 func (c *Ctl) Run(t *testing.T, args ...string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	// Not the test's context: clean-ups run after that has ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := c.command(ctx, args...)
 	var out, errs bytes.Buffer

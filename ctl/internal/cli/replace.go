@@ -152,6 +152,9 @@ func (h *handling) run(ctx context.Context) error {
 const (
 	runEndsWithin = 5 * time.Second  // Docker's command, after the engagement's end
 	abandonWithin = 10 * time.Second // the same, after the handler was stopped by force
+	// exitHeardWithin is how long connector may take to end the engagement of a
+	// handler that has ended by itself.
+	exitHeardWithin = 2 * time.Second
 )
 
 // wait goes through the ends: of Docker's command, of the engagement, by
@@ -159,7 +162,7 @@ const (
 func (h *handling) wait(ctx context.Context) error {
 	first, second := ctx.Done(), h.app.sig.Second.Done()
 	ran, ended := h.ran, h.eng.Ended()
-	var limit <-chan time.Time
+	var limit, detached <-chan time.Time
 	forced := false
 	for {
 		select {
@@ -169,19 +172,25 @@ func (h *handling) wait(ctx context.Context) error {
 			if !h.eng.Opened() {
 				return h.verdict(true)
 			}
-			cause := "handler exited"
-			switch {
-			case interrupt.Is(ctx):
-				cause = interrupt.ErrInterrupted.Error()
-			case h.err != nil:
+			cause := interrupt.ErrInterrupted.Error()
+			if h.err != nil && !interrupt.Is(ctx) {
 				cause = "handler failed: " + h.err.Error()
 			}
-			// Connector has seen the exit as well, unless the container never
-			// started, or the user detached from it.
+			limit = time.After(restoreWithin)
+			if h.err == nil && !interrupt.Is(ctx) {
+				// Connector hears of the exit from runner, and ends the engagement by
+				// itself: that fact comes first, and with it the exit code. Only where
+				// the user detached from the container is there nothing to hear.
+				detached = time.After(exitHeardWithin)
+				break
+			}
 			if err := h.close(cause); err != nil {
 				return errors.Join(h.verdictOfRun(), err)
 			}
-			limit = time.After(restoreWithin)
+		case <-detached:
+			if err := h.close("detached"); err != nil {
+				return errors.Join(h.verdictOfRun(), err)
+			}
 		case <-ended:
 			ended = nil
 			limit = time.After(runEndsWithin)
