@@ -11,9 +11,11 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"os/user"
+	"strings"
 	"time"
 
 	"berth.dev/bus"
@@ -58,7 +60,8 @@ func (a *App) Main(ctx context.Context, args []string) int {
 		return 0
 	case errors.As(err, &code):
 		return int(code)
-	case errors.Is(err, interrupt.ErrInterrupted) || interrupt.Is(sig.First) && errors.Is(err, context.Canceled):
+	case interrupt.Is(sig.First) && cancelled(err):
+		a.note("ctl: interrupted; what was begun has been undone")
 		return interrupt.ExitCode
 	}
 	render.Error(a.Stderr, "ctl", err)
@@ -67,6 +70,19 @@ func (a *App) Main(ctx context.Context, args []string) int {
 	}
 	return 1
 }
+
+// cancelled reports whether err only says that the command was interrupted. By
+// the message too, since what went through a fault or an engine's answer has
+// lost its type.
+func cancelled(err error) bool {
+	if errors.Is(err, interrupt.ErrInterrupted) || errors.Is(err, context.Canceled) {
+		return true
+	}
+	msg := err.Error()
+	return strings.Contains(msg, interrupt.ErrInterrupted.Error()) || strings.Contains(msg, context.Canceled.Error())
+}
+
+func (a *App) note(line string) { fmt.Fprintln(a.Stderr, line) }
 
 // tool is ctl with its commands, in the order of its help.
 func (a *App) tool() *usage.Tool {

@@ -171,7 +171,11 @@ func (w *Workspace) createContainer(ctx context.Context, s subject.Service) (str
 		}
 		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: source, Target: socketPath}}
 	}
-	r, err := w.Engine.API.ContainerCreate(ctx, cfg, host, nil, nil, w.container(s))
+	// Not cut short by a Ctrl-C: the engine would create it all the same, and
+	// nobody would know its ID.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	r, err := w.Engine.API.ContainerCreate(whole, cfg, host, nil, nil, w.container(s))
 	if err != nil {
 		return "", fmt.Errorf("create the container %s: %w", w.container(s), err)
 	}

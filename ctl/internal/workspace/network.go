@@ -3,6 +3,7 @@ package workspace
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -44,7 +45,8 @@ func (w *Workspace) ensureNetwork(ctx context.Context) (id string, created bool,
 		if slices.ContainsFunc(taken, subnet.Overlaps) {
 			continue
 		}
-		r, err := w.Engine.API.NetworkCreate(ctx, name, network.CreateOptions{
+		// Whole, whatever Ctrl-C says: see createContainer.
+		r, err := w.Engine.API.NetworkCreate(context.WithoutCancel(ctx), name, network.CreateOptions{
 			Driver: "bridge", Labels: w.labels(""),
 			IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: subnet.String()}}},
 		})
@@ -64,9 +66,10 @@ func (w *Workspace) ensureNetwork(ctx context.Context) (id string, created bool,
 // oneNetwork settles a race: engines before 24 let two networks have one name.
 // The oldest stays.
 func (w *Workspace) oneNetwork(ctx context.Context, name, mine string) (string, bool, error) {
+	ctx = context.WithoutCancel(ctx) // who has made something says what
 	same, err := w.Engine.API.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("name", "^"+name+"$"))})
 	if err != nil {
-		return mine, true, fmt.Errorf("list networks: %w", err)
+		return "", false, errors.Join(fmt.Errorf("list networks: %w", err), w.removeNetwork(ctx, mine))
 	}
 	if len(same) < 2 {
 		return mine, true, nil

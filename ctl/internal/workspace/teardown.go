@@ -109,21 +109,21 @@ func (w *Workspace) teardown(ctx context.Context, more ...string) error {
 		}
 		// Again until nothing is left: a runner that is still alive may create
 		// something while it is being stopped, and the engine removes in its own time.
-		last = w.removeAll(ctx, l)
+		last = w.removeAll(ctx, l, graceOf)
 		if err := pause(ctx); err != nil {
 			return fault.New(fault.Unavailable, "docker rm -f; ctl gc", "not removed within %v: %s: %v", teardownTimeout, strings.Join(l.Names(), ", "), last)
 		}
 	}
 }
 
-func (w *Workspace) removeAll(ctx context.Context, l Leftovers) error {
+func (w *Workspace) removeAll(ctx context.Context, l Leftovers, grace func(component string) time.Duration) error {
 	rank := func(c container.Summary) int { return max(0, slices.Index(order, c.Labels[LabelComponent])) }
 	var errs []error
 	for r := range order {
 		group := new(errgroup.Group)
 		for _, c := range l.Containers {
 			if rank(c) == r {
-				group.Go(func() error { return w.remove(ctx, c.ID, graceOf(c.Labels[LabelComponent])) })
+				group.Go(func() error { return w.remove(ctx, c.ID, grace(c.Labels[LabelComponent])) })
 			}
 		}
 		errs = append(errs, group.Wait())
@@ -150,7 +150,13 @@ func (w *Workspace) sweep(ctx context.Context) error {
 	if slices.ContainsFunc(l.Containers, func(c container.Summary) bool { return c.Labels[LabelComponent] == "connector" }) {
 		return errRaced
 	}
-	return w.removeAll(ctx, l)
+	// Without a bus nothing of Berth's own has anything left to do in order.
+	return w.removeAll(ctx, l, func(component string) time.Duration {
+		if component == "handler" {
+			return graceOf(component)
+		}
+		return 0
+	})
 }
 
 // remove stops a container, gives it grace to end, and removes it. One that is
@@ -193,5 +199,5 @@ func (w *Workspace) Orphans(ctx context.Context, known map[string]bool) ([]strin
 	}
 	l.Volumes, l.Networks = nil, nil
 	l.Containers = slices.DeleteFunc(l.Containers, func(c container.Summary) bool { return known[c.Labels[LabelConnection]] })
-	return l.Names(), w.removeAll(ctx, l)
+	return l.Names(), w.removeAll(ctx, l, graceOf)
 }
