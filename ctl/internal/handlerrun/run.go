@@ -65,6 +65,7 @@ func Run(ctx context.Context, o Options, h Hooks) (int, error) {
 	if err := dc.Initialize(flags.NewClientOptions()); err != nil {
 		return 0, fmt.Errorf("prepare docker run: %w", err)
 	}
+	//lint:ignore SA1019 the only way to Docker's own flags; see the package comment
 	cmd := container.NewRunCommand(dc)
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetOut(o.Stdout)
