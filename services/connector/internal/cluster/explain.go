@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -79,7 +80,7 @@ func unreachable(err error) string {
 		return "shows a certificate that is expired or not yet valid (" + certificateTimes(invalid.Cert) + "); check the clocks"
 	case errors.As(err, &invalid):
 		return fmt.Sprintf("shows a certificate that is not valid: %v", invalid)
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return "does not speak TLS on that port"
 	case errors.As(err, &alert):
 		return fmt.Sprintf("refuses the client's certificate: %v", alert)

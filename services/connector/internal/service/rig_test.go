@@ -50,7 +50,7 @@ type rig struct {
 
 	mu      sync.Mutex
 	manager string // what the fake manager does to engagements: "", fail, idle, stuck
-	open    error  // of Open
+	fault   func(ktesting.Action) error
 }
 
 const kubeconfig = `{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:1"}}],"users":[{"name":"u","user":{"token":"t"}}]}`
@@ -58,6 +58,7 @@ const kubeconfig = `{"apiVersion":"v1","kind":"Config","current-context":"c","co
 func newRig(t *testing.T) *rig {
 	r := &rig{t: t, b: bustest.Start(t), link: &fakeLink{}}
 	r.kube = fakeCluster()
+	r.kube.PrependReactor("*", "*", r.react)
 	r.ctl = r.b.Connect(subject.Ctl)
 	r.run = startRunner(t, r.b)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -100,7 +101,7 @@ func (r *rig) options(conn *bus.Conn) Options {
 				return nil, err
 			}
 			c.Kube = r.kube
-			return c, r.open
+			return c, nil
 		},
 		Link: func(string, string) (connections.Link, error) { return r.link, nil },
 	}
@@ -137,9 +138,31 @@ func fakeCluster() *fake.Clientset {
 
 // forbid makes the cluster refuse a verb on a resource.
 func (r *rig) forbid(verb, resource string) {
-	r.kube.PrependReactor(verb, resource, func(ktesting.Action) (bool, runtime.Object, error) {
-		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", fmt.Errorf("RBAC"))
+	r.sabotage(func(a ktesting.Action) error {
+		if a.Matches(verb, resource) {
+			return apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", fmt.Errorf("RBAC"))
+		}
+		return nil
 	})
+}
+
+// sabotage makes every call to the cluster fail that f has an error for. The
+// reactor is there from the start: the chain must not change while it is used.
+func (r *rig) sabotage(f func(ktesting.Action) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = f
+}
+
+func (r *rig) react(a ktesting.Action) (bool, runtime.Object, error) {
+	r.mu.Lock()
+	f := r.fault
+	r.mu.Unlock()
+	if f == nil {
+		return false, nil, nil
+	}
+	err := f(a)
+	return err != nil, nil, err
 }
 
 // beManager does to engagement Leases what the manager does, again and again

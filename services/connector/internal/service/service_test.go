@@ -18,7 +18,6 @@ import (
 
 	coordv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	ktesting "k8s.io/client-go/testing"
 )
 
@@ -108,9 +107,7 @@ func TestConnectAndQuit(t *testing.T) {
 }
 
 func TestConnectFails(t *testing.T) {
-	refused := &ktesting.SimpleReactor{Verb: "*", Resource: "*", Reaction: func(ktesting.Action) (bool, runtime.Object, error) {
-		return true, nil, errors.New("dial tcp: no such thing")
-	}}
+	refused := func(ktesting.Action) error { return errors.New("dial tcp: no such thing") }
 	for _, tc := range []struct {
 		name     string
 		sabotage func(*rig)
@@ -123,7 +120,7 @@ func TestConnectFails(t *testing.T) {
 		{"no right to see it", func(r *rig) { r.forbid("get", "configmaps") }, event.StageManager, fault.PermissionDenied, "you may not get configmaps berth-manager-info in the namespace berth", "kubectl auth can-i get configmaps/berth-manager-info -n berth"},
 		{"no right to hold a lease", func(r *rig) { r.forbid("create", "leases") }, event.StageManager, fault.PermissionDenied, "you may not create leases.coordination.k8s.io in the namespace berth", "kubectl auth can-i"},
 		{"no namespace", func(r *rig) { _ = r.kube.Tracker().Delete(namespaces, "", "shop") }, event.StageManager, fault.NotFound, "no namespace shop", "kubectl get namespaces"},
-		{"no API server", func(r *rig) { r.kube.ReactionChain = append([]ktesting.Reactor{refused}, r.kube.ReactionChain...) }, event.StageAPIServer, fault.Unavailable, "no such thing", "kubectl"},
+		{"no API server", func(r *rig) { r.sabotage(refused) }, event.StageAPIServer, fault.Unavailable, "no such thing", "kubectl"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)

@@ -1,0 +1,43 @@
+package engagements
+
+import (
+	"strings"
+	"testing"
+
+	"berth.dev/lease"
+	"berth.dev/services/connector/internal/engage"
+
+	coordv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestReader: each change on the Lease is told once, whatever else is written.
+func TestReader(t *testing.T) {
+	version := func(phase lease.Phase, pods ...string) *coordv1.Lease {
+		st := lease.EngagementStatus{Phase: phase, Error: "e"}
+		for _, p := range pods {
+			st.Pods = append(st.Pods, lease.PodStatus{Name: p, Agent: true})
+		}
+		st.Pods = append(st.Pods, lease.PodStatus{Name: "without-agent"})
+		return &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: lease.Marshal(st)}}}
+	}
+	r := reader{namespace: "shop"}
+	var got []string
+	for _, obj := range []*coordv1.Lease{
+		{}, version(lease.Pending), version(lease.Pending, "a"), version(lease.Prepared, "a"), version(lease.Prepared, "a"),
+		version(lease.Active, "a"), version(lease.Active, "a"), version(lease.Active, "b", "a"), version(lease.Active, "a", "b"),
+		version(lease.Restoring, "a"), version(lease.Failed), version(lease.Failed), nil,
+	} {
+		for _, in := range r.read(obj) {
+			got = append(got, string(in.On)+strings.Join(in.Pods, "+"))
+		}
+	}
+	want := []string{string(engage.WorkloadPrepared) + "a", string(engage.TrafficDiverted) + "a", string(engage.PodsChanged) + "a+b", string(engage.ManagerFailed), string(engage.LeaseGone)}
+	if strings.Join(got, ", ") != strings.Join(want, ", ") {
+		t.Errorf("%q, want %q", got, want)
+	}
+	bad := &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: "{"}}}
+	if in := (&reader{}).read(bad); len(in) != 1 || in[0].On != engage.ManagerFailed {
+		t.Errorf("%+v", in)
+	}
+}
