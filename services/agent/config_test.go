@@ -1,0 +1,28 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+)
+
+func TestConfigureFromTheWebhooksEnvironment(t *testing.T) {
+	for k, v := range map[string]string{
+		"BERTH_AGENT_MANAGER": "10.96.0.77:8080,berth-manager.berth:8080", "BERTH_AGENT_PIN": "p", "BERTH_AGENT_ENGAGEMENT": "e",
+		"BERTH_AGENT_PORTS": "8080/TCP,53/UDP", "BERTH_AGENT_MOUNTS": "/a:/b", "BERTH_AGENT_TOKEN_FILE": "/t", "BERTH_AGENT_LISTEN": ":9901", "BERTH_AGENT_GRACE": "7s",
+	} {
+		t.Setenv(k, v)
+	}
+	c, err := configure(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%v %v %v %s %s %v", c.managers, c.ports, c.mounts, c.tokenFile, c.listen, c.grace); got != "[10.96.0.77:8080 berth-manager.berth:8080] [{8080 TCP} {53 UDP}] [/a /b] /t :9901 7s" {
+		t.Error(got)
+	}
+	for _, bad := range []string{"0/TCP", "80", "80/SCTP", "99999/TCP"} {
+		t.Setenv("BERTH_AGENT_PORTS", bad)
+		if _, err := configure(nil); err == nil {
+			t.Errorf("accepted %q", bad)
+		}
+	}
+}
