@@ -5,8 +5,8 @@
 // writes into a TCP connection arrives as one packet of up to 64 KiB, and what
 // netstack sends leaves as one, each behind a [Header] that says how the kernel
 // would have to cut it. That saves most of the per-packet work (see ADR 0004).
-// The device is opened here rather than by wireguard/tun, whose vector
-// interface cuts the packets up, and whose monitor wakes once a second.
+// The device is wireguard/tun's, without its monitor, which wakes once a second,
+// and read and written at its file: its vector interface would cut the packets up.
 //
 // The device is not persistent: it vanishes, and with it its addresses and
 // routes, when its descriptor is closed, by kill -9 too. Nothing else has to
@@ -21,6 +21,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 const cloneDevice = "/dev/net/tun"
@@ -30,7 +31,7 @@ const cloneDevice = "/dev/net/tun"
 type Device struct {
 	name string
 	mtu  int
-	file *os.File
+	dev  wgtun.Device
 	raw  syscall.RawConn
 	pool sync.Pool // of *writer
 }
@@ -43,20 +44,25 @@ func Create(name string, mtu int) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cloneDevice, err)
 	}
-	if err := attach(fd, name, mtu); err != nil {
+	if err := attach(fd, name); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	d := &Device{name: name, mtu: mtu, file: os.NewFile(uintptr(fd), cloneDevice)}
-	if d.raw, err = d.file.SyscallConn(); err != nil {
-		_ = d.file.Close()
+	dev, _, err := wgtun.CreateUnmonitoredTUNFromFD(fd)
+	if err != nil {
+		_ = unix.Close(fd)
 		return nil, fmt.Errorf("use tun %q: %w", name, err)
+	}
+	d := &Device{name: name, mtu: mtu, dev: dev}
+	if err := d.setUp(); err != nil {
+		_ = dev.Close()
+		return nil, err
 	}
 	d.pool.New = func() any { return newWriter() }
 	return d, nil
 }
 
-func attach(fd int, name string, mtu int) error {
+func attach(fd int, name string) error {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("name tun %q: %w", name, err)
@@ -65,21 +71,33 @@ func attach(fd int, name string, mtu int) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return fmt.Errorf("create tun %q: %w", name, err)
 	}
+	return nil
+}
+
+// setUp sets what wireguard/tun sets otherwise, or not without its monitor.
+func (d *Device) setUp() error {
+	var err error
+	if d.raw, err = d.dev.File().SyscallConn(); err != nil {
+		return fmt.Errorf("use tun %q: %w", d.name, err)
+	}
 	// Not USO: a UDP packet here is one datagram, which netstack relies on.
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
-		return fmt.Errorf("set offloads of tun %q: %w", name, err)
+	if cerr := d.raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
+	}); cerr != nil || err != nil {
+		return fmt.Errorf("set offloads of tun %q: %w", d.name, errors.Join(cerr, err))
 	}
 	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("set MTU of tun %q: %w", name, err)
+		return fmt.Errorf("set MTU of tun %q: %w", d.name, err)
 	}
 	defer unix.Close(sock)
-	if ifr, err = unix.NewIfreq(name); err != nil {
-		return err
+	ifr, err := unix.NewIfreq(d.name)
+	if err != nil {
+		return fmt.Errorf("name tun %q: %w", d.name, err)
 	}
-	ifr.SetUint32(uint32(mtu))
+	ifr.SetUint32(uint32(d.mtu))
 	if err := unix.IoctlIfreq(sock, unix.SIOCSIFMTU, ifr); err != nil {
-		return fmt.Errorf("set MTU %d of tun %q: %w", mtu, name, err)
+		return fmt.Errorf("set MTU %d of tun %q: %w", d.mtu, d.name, err)
 	}
 	return nil
 }
@@ -91,7 +109,7 @@ func (d *Device) Name() string { return d.name }
 func (d *Device) MTU() int { return d.mtu }
 
 // Close removes the device.
-func (d *Device) Close() error { return d.file.Close() }
+func (d *Device) Close() error { return d.dev.Close() }
 
 // Reader reads packets for one goroutine.
 type Reader struct {
