@@ -1,0 +1,421 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// rig is a server on loopback TCP that can be cut and replaced.
+type rig struct {
+	t    *testing.T
+	dir  string
+	ro   bool
+	addr string
+
+	mu    sync.Mutex
+	srv   *Server
+	away  bool
+	conns map[net.Conn]bool
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{t: t, dir: t.TempDir(), conns: map[net.Conn]bool{}}
+	r.restart()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.addr = ln.Addr().String()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			r.mu.Lock()
+			srv := r.srv
+			if r.away {
+				_ = c.Close()
+				r.mu.Unlock()
+				continue
+			}
+			r.conns[c] = true
+			r.mu.Unlock()
+			wg.Add(1)
+			go func() { defer wg.Done(); _ = srv.Serve(context.Background(), c) }()
+		}
+	}()
+	t.Cleanup(func() { ln.Close(); r.cut(); r.srv.Close(); wg.Wait() })
+	return r
+}
+
+func (r *rig) restart() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.srv != nil {
+		r.srv.Close()
+	}
+	r.srv = NewServer(Export{Roots: []Root{{Path: r.dir, ReadOnly: r.ro}}}, TokenIs("secret"), nil)
+}
+
+func (r *rig) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		_ = c.Close()
+		delete(r.conns, c)
+	}
+}
+
+func (r *rig) setAway(a bool) {
+	r.mu.Lock()
+	r.away = a
+	r.mu.Unlock()
+}
+
+func (r *rig) client(o Options) *Client {
+	r.t.Helper()
+	o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr) }
+	if o.Token == "" {
+		o.Token = "secret"
+	}
+	if o.Root == "" {
+		o.Root = r.dir
+	}
+	c, err := Connect(context.Background(), o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(c.Close)
+	return c
+}
+
+func at(p string) func() (string, bool) { return func() (string, bool) { return p, true } }
+
+var ctx = context.Background()
+
+func TestRefusals(t *testing.T) {
+	r := newRig(t)
+	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr) }
+	for _, x := range []struct {
+		name, token, root string
+		want              syscall.Errno
+	}{
+		{"foreign token", "other", r.dir, syscall.EACCES},
+		{"no token", "", r.dir, syscall.EACCES},
+		{"foreign root", "secret", "/etc", syscall.ENOENT},
+		{"below the root", "secret", r.dir + "/x", syscall.ENOENT},
+		{"above the root", "secret", r.dir + "/..", syscall.ENOENT},
+	} {
+		_, err := Connect(ctx, Options{Dial: dial, Token: x.token, Root: x.root})
+		var ref *Refused
+		if !errors.As(err, &ref) || ref.Errno != x.want {
+			t.Errorf("%s: got %v, want %v", x.name, err, x.want)
+		}
+	}
+}
+
+func TestConfinement(t *testing.T) {
+	for _, walk := range []bool{false, true} {
+		r := newRig(t)
+		outside := t.TempDir()
+		must(t, os.WriteFile(outside+"/s", []byte("outside"), 0o600))
+		must(t, os.Symlink(outside, r.dir+"/out"))
+		must(t, os.Symlink(outside+"/s", r.dir+"/file"))
+		must(t, os.Symlink("../../../../etc/passwd", r.dir+"/up"))
+		must(t, os.Mkdir(r.dir+"/d", 0o755))
+		rt, err := openRoot(r.dir)
+		must(t, err)
+		rt.openat2 = rt.openat2 && !walk
+		o := &ops{root: rt}
+		for _, p := range []string{"..", "../x", "d/..", "d/../..", "/etc", "d//x", ".", "out/s", "file", "up", "d/", "a\x00b"} {
+			if f, _, err := o.open(p, syscall.O_RDWR, 0, Owner{}); err == nil {
+				f.Close()
+				t.Errorf("walk=%v: open %q succeeded", walk, p)
+			}
+			if _, _, err := o.open(p, syscall.O_CREAT|syscall.O_WRONLY, 0o600, Owner{}); err == nil {
+				t.Errorf("walk=%v: create %q succeeded", walk, p)
+			}
+		}
+		if _, err := o.mkdir("out/x", 0o755, Owner{}); err == nil {
+			t.Error("mkdir through a link succeeded")
+		}
+		if err := o.rename("d", "out/d", 0); err == nil {
+			t.Error("rename through a link succeeded")
+		}
+		if _, err := o.setattr("file", nil, Setattr{Valid: SetSize}); err == nil {
+			t.Error("truncate through a link succeeded")
+		}
+		if a, err := o.stat("file"); err != nil || a.Mode&syscall.S_IFMT != syscall.S_IFLNK {
+			t.Errorf("stat of a link: %v %v", a, err)
+		}
+		if s, err := o.readlink("file"); err != nil || s != outside+"/s" {
+			t.Errorf("readlink: %q %v", s, err)
+		}
+		if b, _ := os.ReadFile(outside + "/s"); string(b) != "outside" {
+			t.Errorf("outside was changed: %q", b)
+		}
+		if es, _ := os.ReadDir(outside); len(es) != 1 {
+			t.Errorf("something was made outside: %v", es)
+		}
+		rt.close()
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	r := newRig(t)
+	must(t, os.WriteFile(r.dir+"/f", []byte("x"), 0o644))
+	c := r.client(Options{ReadOnly: true})
+	if _, err := c.Open(ctx, at("f"), syscall.O_RDWR, 0, Owner{}); err != syscall.EROFS {
+		t.Errorf("open: %v", err)
+	}
+	if err := c.Unlink(ctx, "f"); err != syscall.EROFS {
+		t.Errorf("unlink: %v", err)
+	}
+	if _, err := c.Open(ctx, at("f"), syscall.O_RDONLY, 0, Owner{}); err != nil {
+		t.Errorf("read: %v", err)
+	}
+}
+
+func TestListing(t *testing.T) {
+	r := newRig(t)
+	for i := range 10_000 {
+		must(t, os.WriteFile(filepath.Join(r.dir, "f"+string(rune('a'+i%26))+strings.Repeat("x", i/26)[:min(i/26, 200)]+itoa(i)), []byte("b"), 0o600))
+	}
+	c := r.client(Options{})
+	seen, after, pages := map[string]bool{}, "", 0
+	for {
+		p, err := c.ReadDir(ctx, "", after, true, 256<<10)
+		must(t, err)
+		pages++
+		for _, e := range p.Entries {
+			if seen[e.Name] || string(e.Body) != "b" {
+				t.Fatalf("%s: twice, or body %q", e.Name, e.Body)
+			}
+			seen[e.Name] = true
+			after = e.Name
+		}
+		if p.End {
+			break
+		}
+	}
+	if len(seen) != 10_000 || pages < 3 {
+		t.Errorf("%d names in %d pages", len(seen), pages)
+	}
+}
+
+func itoa(i int) string {
+	return string([]byte{byte('0' + i/10000%10), byte('0' + i/1000%10), byte('0' + i/100%10), byte('0' + i/10%10), byte('0' + i%10)})
+}
+
+// TestCut cuts the connection again and again while files are appended to and
+// written: nothing may be done twice, lost, or torn.
+func TestCut(t *testing.T) {
+	r := newRig(t)
+	c := r.client(Options{Timeout: 5 * time.Second})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(15 * time.Millisecond):
+				r.cut()
+			}
+		}
+	}()
+	f, err := c.Open(ctx, at("log"), syscall.O_CREAT|syscall.O_WRONLY|syscall.O_APPEND, 0o600, Owner{})
+	must(t, err)
+	want := ""
+	for i := range 2000 {
+		line := itoa(i) + "\n"
+		want += line
+		if _, err := f.WriteAsync(0, []byte(line)).Written(); err != nil {
+			t.Fatalf("append %d: %v", i, err)
+		}
+		if i%20 == 0 {
+			if _, err := c.Mkdir(ctx, "d"+itoa(i), 0o700, Owner{}); err != nil {
+				t.Fatalf("mkdir: %v", err)
+			}
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if b, _ := os.ReadFile(r.dir + "/log"); string(b) != want {
+		t.Errorf("log has %d bytes, want %d", len(b), len(want))
+	}
+}
+
+// TestRestart replaces the server: open files are found again by path, unless
+// another file is there.
+func TestRestart(t *testing.T) {
+	r := newRig(t)
+	must(t, os.WriteFile(r.dir+"/same", []byte("same"), 0o600))
+	must(t, os.WriteFile(r.dir+"/other", []byte("other"), 0o600))
+	reset := make(chan Event, 100)
+	c := r.client(Options{Timeout: 5 * time.Second, OnEvent: func(e Event) {
+		if e.Tree {
+			reset <- e
+		}
+	}})
+	same, err := c.Open(ctx, at("same"), syscall.O_RDWR, 0, Owner{})
+	must(t, err)
+	other, err := c.Open(ctx, at("other"), syscall.O_RDONLY, 0, Owner{})
+	must(t, err)
+	r.setAway(true)
+	r.restart()
+	r.cut()
+	must(t, os.WriteFile(r.dir+"/new", []byte("wrong"), 0o600))
+	must(t, os.Rename(r.dir+"/new", r.dir+"/other"))
+	read := make(chan string, 1)
+	go func() {
+		b, err := same.ReadAsync(0, 10).Data(ctx)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		read <- string(b)
+	}()
+	select {
+	case s := <-read:
+		t.Fatalf("read without a server: %q", s)
+	case <-time.After(100 * time.Millisecond):
+	}
+	r.setAway(false)
+	if s := <-read; s != "same" {
+		t.Errorf("read after restart: %q", s)
+	}
+	<-reset
+	if b, err := other.ReadAsync(0, 10).Data(ctx); err != syscall.ESTALE {
+		t.Errorf("read of a replaced file: %q %v", b, err)
+	}
+}
+
+func TestAwayTooLong(t *testing.T) {
+	r := newRig(t)
+	c := r.client(Options{Timeout: 300 * time.Millisecond})
+	r.setAway(true)
+	r.cut()
+	t0 := time.Now()
+	if _, err := c.Stat(ctx, ""); err != syscall.EIO || time.Since(t0) < 200*time.Millisecond || time.Since(t0) > 3*time.Second {
+		t.Errorf("%v after %v", err, time.Since(t0))
+	}
+	t0 = time.Now()
+	if _, err := c.Stat(ctx, ""); err != syscall.EIO || time.Since(t0) > 100*time.Millisecond {
+		t.Errorf("second call: %v after %v", err, time.Since(t0))
+	}
+	r.setAway(false)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if _, err := c.Stat(ctx, ""); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("never back")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestPush: foreign changes are told, own ones are not.
+func TestPush(t *testing.T) {
+	r := newRig(t)
+	ev := make(chan Event, 100)
+	c := r.client(Options{OnEvent: func(e Event) { ev <- e }})
+	if !c.Info().Watches {
+		t.Skip("the file system of the test directory is not observable")
+	}
+	if _, err := c.Stat(ctx, "a"); err != syscall.ENOENT {
+		t.Fatal(err)
+	}
+	f, err := c.Open(ctx, at("own"), syscall.O_CREAT|syscall.O_WRONLY, 0o600, Owner{})
+	must(t, err)
+	_, err = f.WriteAsync(0, []byte("x")).Written()
+	must(t, err)
+	expect := func(name string) {
+		t.Helper()
+		for {
+			select {
+			case e := <-ev:
+				if e.Name == name {
+					return
+				}
+				if e.Name == "own" {
+					t.Logf("own change was told: allowed, but a cost")
+				}
+			case <-time.After(3 * time.Second):
+				t.Fatalf("no event for %q", name)
+			}
+		}
+	}
+	must(t, os.WriteFile(r.dir+"/a", []byte("1"), 0o600))
+	expect("a")
+	// As kubelet updates a ConfigMap.
+	must(t, os.Mkdir(r.dir+"/..1", 0o755))
+	must(t, os.Symlink("..1", r.dir+"/..data"))
+	if s, err := c.Readlink(ctx, "..data"); err != nil || s != "..1" {
+		t.Fatal(s, err)
+	}
+	_, err = c.Stat(ctx, "..data")
+	must(t, err)
+	must(t, os.Symlink("..2", r.dir+"/..tmp"))
+	must(t, os.Rename(r.dir+"/..tmp", r.dir+"/..data"))
+	expect("..data")
+	if s, _ := c.Readlink(ctx, "..data"); s != "..2" {
+		t.Errorf("link is %q", s)
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	var h buffer
+	h.u64(1)
+	h.u64(1)
+	h.u8(byte(opStat))
+	h.str("a")
+	f.Add([]byte(h))
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(opReaddir), 255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 17 && op(b[16]) == opSeek {
+			return
+		}
+		s, err := newSession(&Server{log: slog.New(slog.DiscardHandler)}, Root{Path: fuzzDir(t)}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.dispatch(b)
+		s.close()
+		g := fields{b: b}
+		g.entry()
+		g.hello()
+		if _, err := os.Lstat(fuzzDir(t)); err != nil {
+			t.Fatal("root is gone")
+		}
+	})
+}
+
+func fuzzDir(t *testing.T) string {
+	d := filepath.Join(os.TempDir(), "berth-files-fuzz", "root")
+	must(t, os.MkdirAll(d, 0o700))
+	return d
+}
