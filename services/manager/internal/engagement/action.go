@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"berth.dev/lease"
@@ -109,7 +108,7 @@ func (w *workload) unselect(set map[string]string) map[string]any {
 
 // tell tells the agents whether their handler runs, if they were told otherwise
 // or nothing: they are Ready only while it does and its client can be reached.
-func (c *Controller) tell(ctx context.Context, k Key, e *engagement, pods map[string]*corev1.Pod) {
+func (c *Controller) tell(ctx context.Context, k Key, e *engagement) {
 	run := e.running()
 	if run {
 		away, known := c.hub.VIFAway(e.spec.Connection)
@@ -127,11 +126,11 @@ func (c *Controller) tell(ctx context.Context, k Key, e *engagement, pods map[st
 		if ok && told == run || !ok && !run {
 			continue
 		}
-		c.tellOne(ctx, e, a, run, pods)
+		c.tellOne(ctx, e, a, run)
 	}
 }
 
-func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, run bool, pods map[string]*corev1.Pod) {
+func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, run bool) {
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if _, err := tunnel.Call[lease.AgentRun, lease.AgentRun](cctx, a.Session, lease.MethodAgentRun, lease.AgentRun{Run: run}); err != nil {
@@ -139,12 +138,4 @@ func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, r
 		return // its session is on its way out, or the next tick tries again
 	}
 	a.SetTold(run)
-	// Kubelet probes once a second; a change of the pod makes it look at once
-	// (prober: a sync of a pod that is not Ready triggers its readiness probe).
-	if p := pods[a.Pod]; p != nil && string(p.UID) == a.UID && ready(p) != run {
-		poke := map[string]any{lease.Group + "/run": strings.ToLower(fmt.Sprint(run)) + " " + time.Now().UTC().Format(time.RFC3339Nano)}
-		if err := c.patch(ctx, p, nil, poke); err != nil {
-			c.log.Debug("kubelet was not hurried", "pod", a.Pod, "err", err)
-		}
-	}
 }

@@ -238,7 +238,7 @@ func (c *Controller) judge(ctx context.Context, k Key, w *workload, m *memory, e
 	}
 	slices.SortFunc(st.Pods, func(a, b lease.PodStatus) int { return strings.Compare(a.Name, b.Name) })
 
-	c.tell(ctx, k, e, pods)
+	c.tell(ctx, k, e)
 	switch {
 	case s.Done() && s.Arrived() && e.running():
 		st.Phase = lease.Active

@@ -172,7 +172,7 @@ func (v *View) engagements(namespace string, match func(*engagement) bool) []*en
 	for _, l := range list {
 		e, err := v.read(l)
 		if err != nil {
-			v.log.Warn("unreadable engagement", "err", err)
+			v.log.Debug("unreadable engagement", "err", err) // not ours, and asked for often
 			continue
 		}
 		if match(e) {

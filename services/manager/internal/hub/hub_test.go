@@ -1,0 +1,89 @@
+package hub
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"berth.dev/tunnel"
+)
+
+// pair is a session and its far end.
+func pair(t *testing.T) (near, far *tunnel.Session) {
+	t.Helper()
+	a, b := net.Pipe()
+	near, far = tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return near, far
+}
+
+func TestNewestVIFWins(t *testing.T) {
+	var changes []string
+	h := New(func(connection, engagement string) { changes = append(changes, connection+engagement) })
+	if _, ok := h.VIFAway("c"); ok || h.VIF("c") != nil {
+		t.Error("a session before any came")
+	}
+	one, _ := pair(t)
+	two, _ := pair(t)
+	control, _ := pair(t)
+	removeOne := h.AddClient("c", RoleVIF, one)
+	removeTwo := h.AddClient("c", RoleVIF, two)
+	defer h.AddClient("c", RoleConnector, control)()
+	if h.VIF("c") != two {
+		t.Error("not the newest")
+	}
+	removeTwo()
+	if h.VIF("c") != one {
+		t.Error("the older one does not take over")
+	}
+	removeOne()
+	if away, ok := h.VIFAway("c"); h.VIF("c") != nil || !ok || away > time.Minute {
+		t.Errorf("a connector's session is taken for a vif's; away %v, %v", away, ok)
+	}
+	if len(changes) != 5 {
+		t.Errorf("told of %d changes: %v", len(changes), changes)
+	}
+}
+
+func TestCutSaysWhy(t *testing.T) {
+	h := New(func(string, string) {})
+	s, far := pair(t)
+	defer h.AddClient("c", RoleVIF, s)()
+	other, _ := pair(t)
+	defer h.AddClient("d", RoleVIF, other)()
+	h.Cut("c")
+	<-far.Done()
+	if err := far.Err(); !errors.Is(err, tunnel.ErrClosedByPeer) {
+		t.Errorf("%v", err)
+	}
+	if other.Err() != nil {
+		t.Error("another connection was cut as well")
+	}
+}
+
+func TestAgentOfOnePodReplacesItself(t *testing.T) {
+	h := New(func(string, string) {})
+	old, _ := pair(t)
+	fresh, _ := pair(t)
+	removeOld := h.AddAgent("e", &Agent{Session: old, Pod: "p", UID: "u"})
+	a := &Agent{Session: fresh, Pod: "p", UID: "u"}
+	removeFresh := h.AddAgent("e", a)
+	<-old.Done()
+	removeOld() // late: must not take the new one with it
+	if got := h.Agents("e"); len(got) != 1 || got["u"] != a {
+		t.Fatalf("%v", got)
+	}
+	if _, ok := a.Told(); ok {
+		t.Error("told before it was")
+	}
+	a.SetTold(true)
+	if run, ok := a.Told(); !run || !ok {
+		t.Error("forgotten")
+	}
+	removeFresh()
+	if len(h.Agents("e")) != 0 || slices.Contains(h.Connections(), "e") {
+		t.Error("something is left")
+	}
+}
