@@ -239,7 +239,7 @@ func (b *bench) path(ctx context.Context) error {
 		return err
 	}
 	addr := net.JoinHostPort(pods.Items[0].Status.PodIP, "7100")
-	daemon, err := out(ctx, "docker", "ps", "--filter", "label=berth.dev/component=vif", "--format", "{{.Names}}")
+	daemon, err := out(ctx, "docker", "ps", "--filter", "label=berth.dev/component=daemon", "--format", "{{.Names}}")
 	if err != nil {
 		return err
 	}
@@ -302,7 +302,7 @@ func (b *bench) path(ctx context.Context) error {
 }
 
 func (b *bench) names(ctx context.Context) error {
-	daemon, err := out(ctx, "docker", "ps", "--filter", "label=berth.dev/component=vif", "--format", "{{.Names}}")
+	daemon, err := out(ctx, "docker", "ps", "--filter", "label=berth.dev/component=daemon", "--format", "{{.Names}}")
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func TestKill(t *testing.T) {
 		}, false},
 		{"connector", engine("connector"), false},
 		{"runner", engine("runner"), false},
-		{"vif", engine("vif"), false},
+		{"vif", engine("daemon"), false},
 		{"manager", func(t *testing.T, _ *rig.Proc) {
 			t.Helper()
 			killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
@@ -48,7 +49,7 @@ func validate(req *command.OpenConnection) error {
 // they lead to, but neither the id nor who asks nor the credentials, which may
 // have been renewed.
 func digest(req command.OpenConnection) string {
-	req.ID, req.Client, req.Kubeconfig = "", "", nil
+	req.ID, req.Client, req.Kubeconfig, req.Expires = "", "", nil, time.Time{}
 	b, err := json.Marshal(req)
 	if err != nil { // cannot be: the type has no field that fails
 		b = fmt.Appendf(nil, "%+v", req)

@@ -7,6 +7,7 @@ package network
 
 import (
 	"context"
+	"strings"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
@@ -47,7 +48,13 @@ func (j Joiner) Join(ctx context.Context, req command.JoinNetwork) (command.Acce
 				return command.Accepted{ID: n.ID, Already: true}, nil
 			}
 		}
-		if err := j.Engine.API.NetworkConnect(ctx, n.ID, c.ID, nil); err != nil {
+		err := j.Engine.API.NetworkConnect(ctx, n.ID, c.ID, nil)
+		if err != nil && strings.Contains(err.Error(), "already exists in network") {
+			// Another connect was quicker by a moment. The engine has no code of its
+			// own for this: it answers 403, as it does to other things.
+			return command.Accepted{ID: n.ID, Already: true}, nil
+		}
+		if err != nil {
 			return none, engine.Fault(err, "join %s to network %s", req.Component, req.Network)
 		}
 		return command.Accepted{ID: n.ID}, nil
