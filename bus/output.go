@@ -31,10 +31,10 @@ const (
 // OUTPUT, in order. Writes return at once while the bus keeps up and block when
 // 256 KiB wait; small writes that wait become one message. Close it.
 type Output struct {
-	conn       *Conn
-	engagement string
-	service    subject.Service
-	id         string // of this output, makes message ids
+	conn    *Conn
+	of      string                     // what it is the output of, for people
+	subject func(stream string) string // on which it rides
+	id      string                     // of this output, makes message ids
 
 	mu     sync.Mutex
 	work   *sync.Cond
@@ -54,8 +54,17 @@ type piece struct {
 
 // Output opens the output of the engagement's container that service runs.
 func (c *Conn) Output(engagement string, service subject.Service) *Output {
+	return c.output(engagement, func(stream string) string { return subject.Output(engagement, service, stream) })
+}
+
+// BuildOutput opens the output of a build.
+func (c *Conn) BuildOutput(build string) *Output {
+	return c.output(build, func(stream string) string { return subject.BuildOutput(build, stream) })
+}
+
+func (c *Conn) output(of string, on func(stream string) string) *Output {
 	ctx, cancel := context.WithCancel(context.Background())
-	o := &Output{conn: c, engagement: engagement, service: service, id: rand.Text(), done: make(chan struct{}), cancel: cancel}
+	o := &Output{conn: c, of: of, subject: on, id: rand.Text(), done: make(chan struct{}), cancel: cancel}
 	o.work = sync.NewCond(&o.mu)
 	go o.run(ctx)
 	return o
@@ -121,7 +130,7 @@ func (o *Output) run(ctx context.Context) {
 		}
 		o.mu.Unlock()
 
-		msg := nats.NewMsg(subject.Output(o.engagement, o.service, p.stream))
+		msg := nats.NewMsg(o.subject(p.stream))
 		msg.Data = p.data
 		if end {
 			msg.Header.Set(endHeader, "1")
@@ -130,7 +139,7 @@ func (o *Output) run(ctx context.Context) {
 		o.mu.Lock()
 		o.size -= len(p.data)
 		if err != nil {
-			o.err = fmt.Errorf("publish output of %s: %w", o.engagement, err)
+			o.err = fmt.Errorf("publish output of %s: %w", o.of, err)
 		}
 		o.work.Broadcast()
 		o.mu.Unlock()
@@ -177,6 +186,18 @@ func (c *Conn) TailOutput(ctx context.Context, engagement string) (*OutputTail, 
 		return nil, fmt.Errorf("tail output: %q is no id", engagement)
 	}
 	r, err := c.read(ctx, OutputStream, time.Time{}, []string{subject.OutputOf(engagement)})
+	if err != nil {
+		return nil, fmt.Errorf("tail output: %w", err)
+	}
+	return &OutputTail{r: r}, nil
+}
+
+// TailBuildOutput is TailOutput for a build.
+func (c *Conn) TailBuildOutput(ctx context.Context, build string) (*OutputTail, error) {
+	if !subject.Valid(build) {
+		return nil, fmt.Errorf("tail output: %q is no id", build)
+	}
+	r, err := c.read(ctx, OutputStream, time.Time{}, []string{subject.OutputOfBuild(build)})
 	if err != nil {
 		return nil, fmt.Errorf("tail output: %w", err)
 	}

@@ -57,6 +57,10 @@ var (
 	HandlerStop     = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-stop"}
 	ContainerCreate = Spec[CreateContainer, CreatedContainer]{Service: subject.Runner, Verb: "container-create"}
 
+	// ---- builder ----
+	BuildStart  = Spec[StartBuild, StartedBuild]{Service: subject.Builder, Verb: "build-start"}
+	BuildCancel = Spec[BuildRef, Accepted]{Service: subject.Builder, Verb: "build-cancel"}
+
 	// ---- vif ----
 	TunnelOpen  = Spec[OpenTunnel, Accepted]{Service: subject.VIF, Verb: "tunnel-open", PerConnection: true}
 	Credentials = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
@@ -284,6 +288,34 @@ type CreateContainer struct {
 type CreatedContainer struct {
 	ContainerID string   `json:"containerID"`
 	Warnings    []string `json:"warnings,omitempty"`
+}
+
+// StartBuild asks for an image to be built by the engine. A remote context
+// needs nothing else; for the others, and for one who wants to see the progress
+// at once or whose death shall cancel the build, builder waits for the caller's
+// stream (package buildstream) before it begins.
+type StartBuild struct {
+	ID         string `json:"id"`
+	Engagement string `json:"engagement,omitempty"` // id, where it is built for one
+	Context    string `json:"context"`              // directory, stdin or remote
+	Remote     string `json:"remote,omitempty"`     // Git or HTTP URL
+	Dockerfile string `json:"dockerfile,omitempty"` // path in the context
+	// Options are key=value, with the keys of `docker build`; a key alone is true.
+	Options []string `json:"options,omitempty"`
+	Builder string   `json:"builder,omitempty"` // buildkit or classic; empty: the best there is
+	Stream  bool     `json:"stream,omitempty"`  // wait for the stream with a remote context too
+}
+
+// StartedBuild is the reply.
+type StartedBuild struct {
+	ID      string `json:"id"`
+	Already bool   `json:"already,omitempty"`
+	Token   string `json:"token,omitempty"` // admits one stream
+}
+
+// BuildRef names a build by id.
+type BuildRef struct {
+	ID string `json:"id"`
 }
 
 // Access is what vif needs to reach the manager through the API server: as

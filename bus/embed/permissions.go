@@ -18,11 +18,12 @@ import (
 //	connector  berth.v1.>, $JS.API.>, $SRV.>                 berth.v1.>
 //	runner     evt.*.*.runner.*, out.engagement.*.runner.*,  cmd.runner.>, live.runner.>
 //	           cmd.connector.state-get
-//	builder    evt.*.*.builder.*, out.engagement.*.builder.* cmd.builder.>, live.builder.>
+//	builder    evt.*.*.builder.*, out.*.*.builder.*          cmd.builder.>, live.builder.>
 //	telemount  evt.*.*.telemount.*                           cmd.telemount.>, live.telemount.>
 //	vif of c   evt.connection.c.vif.*                        cmd.vif.*.c, live.vif.c
 //	ctl        cmd.connector.*, cmd.runner.handler-start,    live.ctl.>, evt.>, out.>
 //	           cmd.runner.container-create, live.>, $SRV.>,
+//	           cmd.builder.build-start, cmd.builder.build-cancel,
 //	           reading EVENTS and OUTPUT
 //
 // Everyone subscribes to the own inbox and to no other; who serves also to the
@@ -43,6 +44,9 @@ func Permissions(service subject.Service, identity, connection string) (*server.
 	case subject.Runner, subject.Builder:
 		pub = []string{v1 + ".evt.*.*." + s + ".*", v1 + ".out.engagement.*." + s + ".*"}
 		sub = []string{v1 + ".cmd." + s + ".>", v1 + ".live." + s + ".>"}
+		if service == subject.Builder {
+			pub = append(pub, v1+".out.build.*."+s+".*")
+		}
 		if service == subject.Runner {
 			pub = append(pub, subject.Command(subject.Connector, command.StateGet.Verb))
 		}
@@ -61,6 +65,8 @@ func Permissions(service subject.Service, identity, connection string) (*server.
 			v1 + ".cmd." + string(subject.Connector) + ".*",
 			subject.Command(subject.Runner, command.HandlerStart.Verb),
 			subject.Command(subject.Runner, command.ContainerCreate.Verb),
+			subject.Command(subject.Builder, command.BuildStart.Verb),
+			subject.Command(subject.Builder, command.BuildCancel.Verb),
 			v1 + ".live.>",
 			"$SRV.>",
 		}, reading(bus.EventsStream, bus.OutputStream)...)

@@ -42,7 +42,7 @@ func table() []rights {
 		noSub: []string{v1 + ".cmd.vif.tunnel-open.c2", v1 + ".cmd.vif.>", v1 + ".cmd.runner.*", v1 + ".evt.connection.c1.>", v1 + ".live.vif.c2", "_INBOX_connector.>"},
 	}, {
 		service: subject.Builder,
-		pub:     []string{v1 + ".evt.engagement.e1.builder.built", v1 + ".out.engagement.e1.builder.stderr"},
+		pub:     []string{v1 + ".evt.build.b1.builder.finished", v1 + ".evt.engagement.e1.builder.built", v1 + ".out.engagement.e1.builder.stderr", v1 + ".out.build.b1.builder.stdout"},
 		noPub:   []string{v1 + ".evt.engagement.e1.runner.handler-exited", v1 + ".out.engagement.e1.runner.stdout", v1 + ".cmd.runner.handler-create", "$JS.API.STREAM.DELETE.EVENTS"},
 		sub:     []string{v1 + ".cmd.builder.build", v1 + ".live.builder.b"},
 		noSub:   []string{v1 + ".cmd.runner.handler-create", v1 + ".evt.>", v1 + ".live.runner.r1"},
@@ -54,7 +54,7 @@ func table() []rights {
 		noSub:   []string{v1 + ".cmd.vif.engage.c1", v1 + ".out.>"},
 	}, {
 		service: subject.Ctl,
-		pub:     []string{v1 + ".cmd.connector.connection-open", v1 + ".cmd.runner.handler-start", v1 + ".cmd.runner.container-create", v1 + ".live.connector.x", "$SRV.PING", "$JS.API.CONSUMER.CREATE.EVENTS.n_1", "$JS.API.CONSUMER.CREATE.EVENTS.n_1.berth.v1.evt.>", "$JS.API.CONSUMER.MSG.NEXT.OUTPUT.n_1", "$JS.API.CONSUMER.DELETE.EVENTS.n_1", "$JS.API.STREAM.INFO.EVENTS", "$JS.ACK.EVENTS.n.1.1.1.1.1", "$JS.FC.EVENTS.n.1"},
+		pub:     []string{v1 + ".cmd.connector.connection-open", v1 + ".cmd.runner.handler-start", v1 + ".cmd.runner.container-create", v1 + ".cmd.builder.build-start", v1 + ".cmd.builder.build-cancel", v1 + ".live.connector.x", "$SRV.PING", "$JS.API.CONSUMER.CREATE.EVENTS.n_1", "$JS.API.CONSUMER.CREATE.EVENTS.n_1.berth.v1.evt.>", "$JS.API.CONSUMER.MSG.NEXT.OUTPUT.n_1", "$JS.API.CONSUMER.DELETE.EVENTS.n_1", "$JS.API.STREAM.INFO.EVENTS", "$JS.ACK.EVENTS.n.1.1.1.1.1", "$JS.FC.EVENTS.n.1"},
 		noPub:   []string{v1 + ".cmd.runner.handler-create", v1 + ".cmd.runner.daemon-stop", v1 + ".cmd.vif.engage.c1", v1 + ".evt.engagement.e1.connector.ended", v1 + ".evt.engagement.e1.ctl.x", v1 + ".out.engagement.e1.runner.stdout", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.DELETE.OUTPUT", "$JS.API.STREAM.UPDATE.EVENTS", "$JS.API.STREAM.CREATE.X", "$JS.API.STREAM.MSG.DELETE.EVENTS", "$JS.API.CONSUMER.CREATE.OTHER.n", "_INBOX_connector.x"},
 		sub:     []string{v1 + ".live.ctl.x", v1 + ".evt.>", v1 + ".out.>", "_INBOX_me.>"},
 		noSub:   []string{v1 + ".cmd.>", v1 + ".cmd.connector.connection-open", v1 + ".live.runner.x", "_INBOX_connector.>", "$SRV.PING", ">"},

@@ -28,7 +28,7 @@ type Envelope struct {
 	ID              string          `json:"id"`          // unique; the stream drops repeats
 	Source          string          `json:"source"`      // /services/<service>
 	Type            string          `json:"type"`        // dev.berth.<scope>.<service>.<fact>.v1
-	Subject         string          `json:"subject"`     // id of the connection, engagement or installation
+	Subject         string          `json:"subject"`     // id of the connection, engagement, build or installation
 	Time            time.Time       `json:"time"`
 	DataContentType string          `json:"datacontenttype"` // application/json
 	DataSchema      string          `json:"dataschema"`      // <type>.json, a file under bus/schema
@@ -72,12 +72,13 @@ func Decode[T Data](e Envelope) (T, bool) {
 	return v, true
 }
 
-// Terminal reports whether e is the last fact about its engagement or
-// connection. There is exactly one for each.
+// Terminal reports whether e is the last fact about its engagement,
+// connection, build or installation. There is exactly one for each.
 func Terminal(e Envelope) bool {
 	switch e.Type {
 	case TypeOf(EngagementEnded{}), TypeOf(EngagementFailed{}),
 		TypeOf(Disconnected{}), TypeOf(ConnectionFailed{}),
+		TypeOf(BuildFinished{}), TypeOf(BuildFailed{}),
 		TypeOf(Installed{}), TypeOf(Uninstalled{}), TypeOf(InstallationFailed{}):
 		return true
 	}
@@ -273,6 +274,45 @@ type EngagementEnded struct {
 type EngagementFailed struct {
 	Error    fault.Error `json:"error"`
 	ExitCode *int        `json:"exitCode,omitempty"`
+}
+
+// ---- build ----
+
+// BuildStarted: the engine was asked to build an image.
+type BuildStarted struct {
+	Engagement string `json:"engagement,omitempty"` // id, where it is built for one
+	Context    string `json:"context"`              // directory, stdin, or the URL
+	Builder    string `json:"builder"`              // buildkit or classic
+}
+
+// BuildStep: a step of a build is over. Steps of BuildKit overlap.
+type BuildStep struct {
+	Step   int    `json:"step"` // in the order in which they began, from 1
+	Name   string `json:"name"`
+	Cached bool   `json:"cached,omitempty"`
+	Failed bool   `json:"failed,omitempty"`
+	Millis int64  `json:"millis"`
+}
+
+// Phase is how long a part of something took.
+type Phase struct {
+	Name   string `json:"name"`
+	Millis int64  `json:"millis"`
+}
+
+// BuildFinished is terminal: the image is on the engine.
+type BuildFinished struct {
+	ImageID string   `json:"imageID"`
+	Tags    []string `json:"tags,omitempty"` // as asked for; they may have moved since
+	Builder string   `json:"builder"`
+	Phases  []Phase  `json:"phases"` // context (listing and sending it), steps, total
+}
+
+// BuildFailed is terminal: there is no image.
+type BuildFailed struct {
+	Error     fault.Error `json:"error"`
+	Cancelled bool        `json:"cancelled,omitempty"`
+	Output    []string    `json:"output,omitempty"` // last lines of the step that failed
 }
 
 // ---- installation ----

@@ -131,6 +131,8 @@ func TestTerminal(t *testing.T) {
 		"dev.berth.engagement.connector.failed.v1":        true,
 		"dev.berth.connection.connector.disconnected.v1":  true,
 		"dev.berth.connection.connector.failed.v1":        true,
+		"dev.berth.build.builder.finished.v1":             true,
+		"dev.berth.build.builder.failed.v1":               true,
 		"dev.berth.installation.connector.installed.v1":   true,
 		"dev.berth.installation.connector.uninstalled.v1": true,
 		"dev.berth.installation.connector.failed.v1":      true,

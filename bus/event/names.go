@@ -3,11 +3,12 @@ package event
 import "berth.dev/bus/subject"
 
 // All holds a zero value of every fact, in the order of a life: connection,
-// engagement, installation.
+// engagement, build, installation.
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
 		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
 }
@@ -135,6 +136,26 @@ func (EngagementEnded) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (EngagementFailed) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Connector, "failed"
+}
+
+// Fact implements Data.
+func (BuildStarted) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Build, subject.Builder, "started"
+}
+
+// Fact implements Data.
+func (BuildStep) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Build, subject.Builder, "step"
+}
+
+// Fact implements Data.
+func (BuildFinished) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Build, subject.Builder, "finished"
+}
+
+// Fact implements Data.
+func (BuildFailed) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Build, subject.Builder, "failed"
 }
 
 // Fact implements Data.

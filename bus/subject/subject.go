@@ -7,6 +7,7 @@
 //	berth.v1.cmd.<service>.<verb>[.<connection>]               request-reply, in no stream
 //	berth.v1.evt.<scope>.<id>.<service>.<fact>                 stream EVENTS
 //	berth.v1.out.engagement.<id>.<service>.<stdout|stderr>     stream OUTPUT
+//	berth.v1.out.build.<id>.builder.stdout                     stream OUTPUT
 //	berth.v1.live.<service>.<id>                               presence: answered while the holder lives
 //
 // Commands never enter a stream: a stream that captures a command's subject
@@ -48,6 +49,7 @@ const (
 	Connection   Scope = "connection"
 	Engagement   Scope = "engagement"
 	Installation Scope = "installation"
+	Build        Scope = "build"
 )
 
 // Valid reports whether s may stand as one token of a subject: 1 to 63
@@ -107,11 +109,22 @@ func OutputOf(engagement string) string {
 	return Root + ".out.engagement." + must(engagement) + ".>"
 }
 
-// ParseOutput takes a subject made by Output apart.
-func ParseOutput(subject string) (engagement string, service Service, stream string, err error) {
+// BuildOutput is the subject on which the output of a build rides.
+func BuildOutput(build string, stream string) string {
+	return Root + ".out." + must(string(Build), build, string(Builder), stream)
+}
+
+// OutputOfBuild is the wildcard of all output of one build.
+func OutputOfBuild(build string) string {
+	return Root + ".out." + must(string(Build), build) + ".>"
+}
+
+// ParseOutput takes a subject made by Output or BuildOutput apart; id is that of
+// the engagement or of the build.
+func ParseOutput(subject string) (id string, service Service, stream string, err error) {
 	t := strings.Split(subject, ".")
-	if len(t) != 7 || t[0]+"."+t[1] != Root || t[2] != "out" || t[3] != string(Engagement) {
-		return "", "", "", fmt.Errorf("parse subject %q: not of the form %s.out.engagement.<id>.<service>.<stream>", subject, Root)
+	if len(t) != 7 || t[0]+"."+t[1] != Root || t[2] != "out" || t[3] != string(Engagement) && t[3] != string(Build) {
+		return "", "", "", fmt.Errorf("parse subject %q: not of the form %s.out.<engagement|build>.<id>.<service>.<stream>", subject, Root)
 	}
 	return t[4], Service(t[5]), t[6], nil
 }
