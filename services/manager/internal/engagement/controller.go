@@ -209,7 +209,9 @@ func (c *Controller) sweep(ctx context.Context) {
 	}
 	c.mu.Lock()
 	for k := range c.memory {
-		keys[k] = keys[k]
+		if _, ok := keys[k]; !ok {
+			keys[k] = false
+		}
 	}
 	for k, urgent := range keys {
 		if m := c.memory[k]; urgent || m == nil || !m.settled || time.Since(m.settledAt) > settledTick {
