@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ type rig struct {
 	stopRenew context.CancelFunc
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, security ...string) *rig {
 	t.Helper()
 	path := os.Getenv("BERTH_TEST_KUBECONFIG")
 	if path == "" {
@@ -65,7 +66,7 @@ func newRig(t *testing.T) *rig {
 	must(t, err)
 	r := &rig{t: t, cfg: cfg, client: client, handler: "the handler"}
 	ns, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "berth-test-",
-		Labels: map[string]string{"berth-test": "manager"}}}, metav1.CreateOptions{})
+		Labels: map[string]string{"pod-security.kubernetes.io/enforce": append(security, "privileged")[0]}}}, metav1.CreateOptions{})
 	must(t, err)
 	r.namespace = ns.Name
 	t.Cleanup(func() {
@@ -385,8 +386,13 @@ func (r *rig) untilClean(replicas int) {
 }
 
 func testReplace(t *testing.T, kind string, replicas int32, method string, lossless bool, mutate ...func(*corev1.PodSpec)) {
+	t.Helper()
 	t.Parallel()
-	r := newRig(t)
+	testReplaceIn(t, newRig(t), kind, replicas, method, lossless, mutate...)
+}
+
+func testReplaceIn(t *testing.T, r *rig, kind string, replicas int32, method string, lossless bool, mutate ...func(*corev1.PodSpec)) {
+	t.Helper()
 	dst := r.workload(kind, replicas, mutate...)
 	stop := r.loop(dst)
 	eid := r.engage(kind, lease.EngagementSpec{})
@@ -443,6 +449,68 @@ func TestClusterReplaceStatefulSet(t *testing.T) { testReplace(t, "StatefulSet",
 
 func TestClusterReplaceHostPort(t *testing.T) {
 	testReplace(t, "ReplicaSet", 1, "recreate", false, func(p *corev1.PodSpec) { p.Containers[0].Ports[0].HostPort = 18080 })
+}
+
+// The agent is accepted where Pod Security `restricted` accepted the original.
+func TestClusterReplaceRestricted(t *testing.T) {
+	t.Parallel()
+	testReplaceIn(t, newRig(t, "restricted"), "Deployment", 1, "surge", true, func(p *corev1.PodSpec) {
+		yes, no, user := true, false, int64(1234)
+		p.SecurityContext = &corev1.PodSecurityContext{RunAsNonRoot: &yes, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
+		p.Containers[0].SecurityContext = &corev1.SecurityContext{RunAsUser: &user, AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}}
+	})
+}
+
+// Flows into the cluster: what is closed is refused, what answers no ping is
+// silent, names resolve.
+func TestClusterFlows(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.workload("Deployment", 1)
+	pod := netip.MustParseAddr(r.pods()[0].Status.PodIP)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	open := func(kind tunnel.Kind, dst netip.AddrPort) (*tunnel.Stream, error) {
+		return r.session.Open(ctx, tunnel.Header{Kind: kind, Dst: dst})
+	}
+	if _, err := open(tunnel.KindTCP, netip.AddrPortFrom(pod, 8081)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a closed port: %v", err)
+	}
+	if _, err := open(tunnel.KindTCP, netip.MustParseAddrPort("127.0.0.1:8080")); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("the manager's own loopback: %v", err)
+	}
+	ping := func(a netip.Addr) (string, error) {
+		s, err := open(tunnel.KindEcho, netip.AddrPortFrom(a, 0))
+		must(t, err)
+		defer s.Close()
+		must(t, s.WritePacket([]byte("\x00\x07hello")))
+		_ = s.SetReadDeadline(time.Now().Add(3 * time.Second))
+		buf := make([]byte, 100)
+		n, err := s.ReadPacket(buf)
+		return string(buf[:n]), err
+	}
+	if got, err := ping(pod); err != nil || got != "\x00\x07hello" {
+		t.Errorf("ping of a pod: %q, %v", got, err)
+	}
+	if got, err := ping(netip.MustParseAddr("10.96.255.254")); err == nil {
+		t.Errorf("ping of nobody: %q", got)
+	}
+	dns, err := r.client.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
+	must(t, err)
+	s, err := open(tunnel.KindUDP, netip.AddrPortFrom(netip.MustParseAddr(dns.Spec.ClusterIP), 53))
+	must(t, err)
+	defer s.Close()
+	query := "\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+	for _, l := range []string{"web", r.namespace, "svc", "cluster", "local"} {
+		query += string(byte(len(l))) + l
+	}
+	must(t, s.WritePacket([]byte(query+"\x00\x00\x01\x00\x01"))) // A, IN
+	_ = s.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 1500)
+	n, err := s.ReadPacket(buf)
+	if err != nil || n < 12 || string(buf[:2]) != "\xab\xcd" || buf[3]&15 != 0 || buf[7] != 1 {
+		t.Errorf("DNS by UDP: %x, %v", buf[:n], err)
+	}
 }
 
 func TestClusterGivenUpBeforeTheHandlerRuns(t *testing.T) {
