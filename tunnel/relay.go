@@ -41,20 +41,25 @@ func Relay(a, b HalfCloser) (sent, received int64, err error) {
 		})
 	}
 	var watchers sync.WaitGroup
+	var stops []func() bool
 	for _, end := range []HalfCloser{a, b} {
 		if s, ok := end.(*Stream); ok {
 			// The far side's reset should not wait for a copy that is stuck
 			// in the other end.
 			watchers.Add(1)
-			stop := s.afterEnd(func(cause error) { fail(cause); watchers.Done() })
-			defer func() {
-				if stop() {
-					watchers.Done()
-				}
-				watchers.Wait()
-			}()
+			stops = append(stops, s.afterEnd(func(cause error) { fail(cause); watchers.Done() }))
 		}
 	}
+	defer func() {
+		// All are stopped before any is waited for: with a stream at both ends,
+		// waiting for the one would leave the other's watcher for ever.
+		for _, stop := range stops {
+			if stop() {
+				watchers.Done()
+			}
+		}
+		watchers.Wait()
+	}()
 	var wg sync.WaitGroup
 	wg.Go(func() { sent = copyOneWay(b, a, fail) })
 	received = copyOneWay(a, b, fail)

@@ -50,6 +50,30 @@ func TestRelayHalfClose(t *testing.T) {
 	}
 }
 
+// As in the manager: both ends of a relay are streams, of two sessions, and
+// both end in good order.
+func TestRelayBetweenStreams(t *testing.T) {
+	agent, managerNear := link(t, "tls", Config{})
+	managerFar, vif := link(t, "tls", Config{})
+	app, near := streamPair(t, agent, managerNear, KindTCP)
+	far, server := streamPair(t, managerFar, vif, KindTCP)
+	done := make(chan error, 1)
+	go func() { _, _, err := Relay(near, far); done <- err }()
+	mustWrite(t, app, "request")
+	app.CloseWrite()
+	if got, err := io.ReadAll(server); err != nil || string(got) != "request" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	mustWrite(t, server, "answer")
+	server.CloseWrite()
+	if got, err := io.ReadAll(app); err != nil || string(got) != "answer" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("relay: %v", err)
+	}
+}
+
 func TestRelayReset(t *testing.T) {
 	for _, who := range []string{"app", "server"} {
 		t.Run(who, func(t *testing.T) {

@@ -81,7 +81,7 @@ func TestKeyFramesItsInputs(t *testing.T) {
 	if key("ab", "c") == key("a", "bc") {
 		t.Error("different lists of inputs have one key")
 	}
-	if key("a") != key("a") {
+	if again := key("a"); again != key("a") {
 		t.Error("equal inputs have two keys")
 	}
 	if len(key()) != 16 {

@@ -93,7 +93,7 @@ func (s Spec) make(ctx context.Context, tarFile string) error {
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mmdebstrap %s: %w\n%s\nIt fetches packages from the archives in /etc/apt; check that `apt-get update` works. Without root it needs user namespaces and /etc/subuid.",
+		return fmt.Errorf("mmdebstrap %s: %w\n%s\nIt fetches packages from the archives in /etc/apt; check that `apt-get update` works. Without root it needs user namespaces and /etc/subuid",
 			strings.Join(args, " "), err, tail(out, 15))
 	}
 	return nil

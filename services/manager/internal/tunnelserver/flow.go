@@ -124,15 +124,10 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 	if h.Kind.Packets() {
 		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
 	} else {
-		_, _, err = tunnel.Relay(near, plain{far})
+		_, _, err = tunnel.Relay(near, far)
 	}
 	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
 }
-
-// plain hides from Relay that its second end is a stream too. Relay of two
-// streams waits for ever in its clean-up when both end in good order: the first
-// deferred function waits for the watcher that the second one is to stop.
-type plain struct{ *tunnel.Stream }
 
 // rpc answers a client's calls.
 func (s *Server) rpc(ctx context.Context, p peer, r *tunnel.Request) {
