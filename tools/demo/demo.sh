@@ -4,7 +4,7 @@
 # and after. Undoes all that it made, on every kind of exit; its report stays in
 # .cache/demo/report.txt.
 set -euo pipefail
-ctl=$PWD/bin/ctl
+export PATH=$PWD/bin:$PATH 
 tool=$PWD/bin/e2e-cluster
 report=$PWD/.cache/demo/report.txt
 mkdir -p "$(dirname "$report")" bin
