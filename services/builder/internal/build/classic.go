@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"regexp"
 	"strings"
@@ -11,6 +10,7 @@ import (
 
 	"berth.dev/services/builder/internal/remote"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/image"
 )
@@ -154,21 +154,38 @@ func (c *classicAnswer) over(err error) {
 }
 
 // takeBackWithin bounds the removal of what a cancelled build made.
-const takeBackWithin = 4 * time.Second
+const takeBackWithin = 3 * time.Second
 
 // takeBack removes the images that steps of a cancelled build made, newest
 // first, and no parents: those were here before. One that somebody has tagged
-// or uses since stays.
+// since stays. The engine may still be removing the container of the step that
+// was at work, so it is asked again.
 func (j *job) takeBack() {
 	ctx, cancel := context.WithTimeout(context.Background(), takeBackWithin)
 	defer cancel()
 	for i := len(j.made) - 1; i >= 0; i-- {
-		in, err := j.api.ImageInspect(ctx, j.made[i])
-		if err != nil || len(in.RepoTags)+len(in.RepoDigests) > 0 {
-			continue
-		}
-		if _, err := j.api.ImageRemove(ctx, in.ID, image.RemoveOptions{PruneChildren: false}); err != nil {
-			j.tell.notice("%s", fmt.Sprintf("%.19s stays: %v", in.ID, err))
+		for err := j.takeBackOne(ctx, j.made[i]); err != nil; err = j.takeBackOne(ctx, j.made[i]) {
+			select {
+			case <-ctx.Done():
+				j.tell.notice("the image %s stays: %v", j.made[i], err)
+				return
+			case <-time.After(30 * time.Millisecond):
+			}
 		}
 	}
+}
+
+func (j *job) takeBackOne(ctx context.Context, id string) error {
+	in, err := j.api.ImageInspect(ctx, id)
+	if errdefs.IsNotFound(err) || err == nil && len(in.RepoTags)+len(in.RepoDigests) > 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = j.api.ImageRemove(ctx, in.ID, image.RemoveOptions{PruneChildren: false})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
