@@ -65,6 +65,7 @@ const (
 	ConnectWithin = 18 * time.Second
 	reachWithin   = 5 * time.Second
 	undoWithin    = 10 * time.Second // each command of it
+	exitWithin    = 5 * time.Second  // runner's word that the daemon container is gone
 	endWithin     = 70 * time.Second // engagements: their own limit is 60 s
 )
 

@@ -3,9 +3,11 @@ package connections
 import (
 	"context"
 	"sync"
+	"time"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
+	"berth.dev/bus/subject"
 	"berth.dev/services/connector/internal/connection"
 )
 
@@ -28,7 +30,7 @@ func (l *Live) undo() {
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := bus.Call(ctx, l.w.Bus, command.DaemonStop, "", command.StopDaemon{Connection: l.req.ID}); err != nil {
+		if err := l.stopDaemon(ctx); err != nil {
 			l.log.Warn("the daemon container is left to runner's sweep", "err", err)
 		}
 	})
@@ -43,4 +45,23 @@ func (l *Live) undo() {
 	l.Link.Close()
 	l.w.Admission.Remove(l.identityName())
 	l.put(connection.Input{On: connection.Undone})
+}
+
+// stopDaemon returns when runner has said that the daemon container is gone, so
+// that "disconnected" means that its name can be used again.
+func (l *Live) stopDaemon(ctx context.Context) error {
+	exited := subject.Fact(subject.Connection, l.req.ID, subject.Runner, "daemon-exited")
+	tail, err := l.w.Bus.TailFacts(ctx, time.Time{}, exited)
+	if err != nil {
+		return err
+	}
+	defer tail.Stop()
+	rep, err := bus.Call(ctx, l.w.Bus, command.DaemonStop, "", command.StopDaemon{Connection: l.req.ID})
+	if err != nil || rep.Already {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, exitWithin)
+	defer cancel()
+	_, err = tail.Next(ctx)
+	return err
 }

@@ -267,6 +267,7 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 			if v != nil {
 				v.Close()
 			}
+			f.state(q.Connection, event.DaemonExited{})
 			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.HandlerCheck, "", func(_ context.Context, q command.CheckHandler) (command.CheckedHandler, error) {

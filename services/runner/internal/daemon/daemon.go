@@ -108,6 +108,11 @@ func (s *Set) freeName(ctx context.Context, name string) error {
 		return err
 	}
 	mine := h.Ours && h.Labels[engine.LabelComponent] == engine.Daemon
+	if mine && s.ending(h.Labels[engine.LabelConnection]) {
+		// The connection of this name was ended a moment ago: its container is on
+		// its way out, and the engine removes it.
+		return s.eng.Gone(ctx, h.ID)
+	}
 	if mine && (!h.Alive || h.State == container.StateCreated && !s.has(h.Labels[engine.LabelConnection])) {
 		return s.eng.Remove(ctx, h.ID)
 	}
@@ -116,6 +121,14 @@ func (s *Set) freeName(ctx context.Context, name string) error {
 		hint = "ctl quit"
 	}
 	return h.Conflict(name, hint)
+}
+
+// ending reports whether a connection's container was told to stop.
+func (s *Set) ending(connection string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[connection]
+	return r != nil && r.stopping
 }
 
 // run creates and starts r's container and follows it to its end.
@@ -206,7 +219,12 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting) {
 	case <-ctx.Done():
 	}
 	fact := event.DaemonExited{Container: r.name, ExitCode: exit.Code}
-	if !asked {
+	if asked {
+		// Who asked waits for the fact, and finds nothing of it then.
+		if err := s.eng.Gone(ctx, s.idOf(r)); err != nil {
+			s.opt.Log.Warn("the engine has not removed the daemon container yet", "connection", r.connection, "err", err)
+		}
+	} else {
 		fact.Error = died(r.name, exit, r.last.String())
 		s.opt.Log.Error("the daemon container died", "connection", r.connection, "err", fact.Error)
 	}
