@@ -93,6 +93,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.wg.Add(1)
+	c.info = info
 	go c.run(conn, info)
 	return c, nil
 }

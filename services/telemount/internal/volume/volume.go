@@ -1,0 +1,364 @@
+// Package volume owns the volumes that Docker knows of and their mounts.
+//
+// A volume is mounted while any container uses it: Docker gives each use an ID,
+// and the same ID twice counts once. Volumes and the IDs that use them are in a
+// state file, written before a call is answered, so that after a kill -9 the next
+// process mounts again what containers that still run use; the mounts of the
+// process that is gone are detached lazily at start. Those containers keep the
+// dead mount (every call in it fails at once with ENOTCONN) until they restart.
+//
+// One lock per volume is held while it is mounted, so that ten volumes mount side
+// by side; list, path and get wait for no file server, ever.
+package volume
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"berth.dev/files"
+	"berth.dev/services/telemount/internal/mount"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dialer reaches the file server of an engaged container.
+type Dialer interface {
+	Dial(ctx context.Context, engagement, container string) (net.Conn, error)
+}
+
+// Spec is what the driver options say.
+type Spec struct {
+	Engagement string        `json:"engagement,omitempty"`
+	Container  string        `json:"container,omitempty"`
+	Path       string        `json:"path"`
+	ReadOnly   bool          `json:"ro,omitempty"`
+	Timeout    time.Duration `json:"timeout"`
+	Server     string        `json:"server,omitempty"`
+	TokenFile  string        `json:"tokenFile,omitempty"`
+}
+
+type entry struct {
+	Spec Spec            `json:"spec"`
+	IDs  map[string]bool `json:"ids,omitempty"`
+
+	lock sync.Mutex // while mounting and unmounting
+	m    *mount.Mount
+}
+
+// Set is all volumes of an engine.
+type Set struct {
+	root, state string
+	dial        Dialer
+	log         *slog.Logger
+
+	mu  sync.Mutex
+	all map[string]*entry
+}
+
+// mountWait bounds a Mount: Docker holds a container's start for as long.
+const mountWait = 20 * time.Second
+
+// Open reads the state, detaches what a killed process left mounted below root,
+// and mounts again what is in use. dial may be nil: then only volumes with the
+// option server can be mounted.
+func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
+	s := &Set{root: root, state: state, dial: dial, log: log, all: map[string]*entry{}}
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("make folder of mount points: %w", err)
+	}
+	if err := detach(root); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(state)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	if err == nil {
+		if err := json.Unmarshal(b, &s.all); err != nil {
+			return nil, fmt.Errorf("read state %s: %w", state, err)
+		}
+	}
+	for name, e := range s.all {
+		if len(e.IDs) == 0 {
+			continue
+		}
+		go func() { // the engine must not wait for a cluster that is away
+			e.lock.Lock()
+			defer e.lock.Unlock()
+			if err := s.mount(context.Background(), name, e); err != nil {
+				log.Warn("mount again", "volume", name, "err", err)
+			}
+		}()
+	}
+	return s, nil
+}
+
+func detach(root string) error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		w := strings.Fields(sc.Text())
+		if len(w) > 4 && strings.HasPrefix(w[4], root+"/") && strings.Contains(sc.Text(), " fuse.berth ") {
+			if err := unix.Unmount(w[4], unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("detach stale mount %s: %w", w[4], err)
+			}
+		}
+	}
+	return nil
+}
+
+// Close unmounts everything.
+func (s *Set) Close() {
+	s.mu.Lock()
+	all := maps.Clone(s.all)
+	s.mu.Unlock()
+	for name, e := range all {
+		e.lock.Lock()
+		if err := s.unmount(name, e); err != nil {
+			s.log.Warn("unmount", "volume", name, "err", err)
+		}
+		e.lock.Unlock()
+	}
+}
+
+// save writes the state; mu is held.
+func (s *Set) save() error {
+	b, err := json.Marshal(s.all)
+	if err != nil {
+		return fmt.Errorf("encode state: %w", err)
+	}
+	if err := os.WriteFile(s.state+".new", b, 0o600); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	if err := os.Rename(s.state+".new", s.state); err != nil {
+		return fmt.Errorf("replace state: %w", err)
+	}
+	return nil
+}
+
+// Parse reads driver options.
+func Parse(opts map[string]string) (Spec, error) {
+	x := Spec{Timeout: files.DefaultTimeout}
+	for k, v := range opts {
+		var err error
+		switch k {
+		case "engagement":
+			x.Engagement = v
+		case "container":
+			x.Container = v
+		case "path":
+			x.Path = v
+		case "ro":
+			x.ReadOnly, err = strconv.ParseBool(v)
+		case "timeout":
+			if x.Timeout, err = time.ParseDuration(v); err == nil && (x.Timeout < 100*time.Millisecond || x.Timeout > time.Hour) {
+				err = errors.New("want 100ms to 1h")
+			}
+		case "server":
+			x.Server = v
+		case "token-file":
+			x.TokenFile = v
+		default:
+			err = errors.New("unknown option; there are engagement, container, path, ro, timeout, server, token-file")
+		}
+		if err != nil {
+			return x, fmt.Errorf("option %s=%q: %w", k, v, err)
+		}
+	}
+	if !filepath.IsAbs(x.Path) || filepath.Clean(x.Path) != x.Path {
+		return x, fmt.Errorf("option path=%q: want a mount path of the container, absolute and clean", x.Path)
+	}
+	if (x.Engagement == "") == (x.Server == "") {
+		return x, errors.New("want either the option engagement or the option server")
+	}
+	if x.Server != "" && x.TokenFile == "" {
+		return x, errors.New("option server needs option token-file")
+	}
+	return x, nil
+}
+
+// validName: what Docker accepts, so that no name leaves the folder of the mounts.
+func validName(n string) bool {
+	ok := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+	}
+	if len(n) == 0 || len(n) > 200 || !ok(rune(n[0])) {
+		return false
+	}
+	return !strings.ContainsFunc(n, func(c rune) bool { return !ok(c) && !strings.ContainsRune("_.-", c) })
+}
+
+// Create notes a volume; nothing is mounted. The same twice is no error.
+func (s *Set) Create(name string, opts map[string]string) error {
+	if !validName(name) {
+		return fmt.Errorf("%q is no name for a volume", name)
+	}
+	x, err := Parse(opts)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.all[name]; e != nil {
+		if e.Spec != x {
+			return fmt.Errorf("volume %s exists with other options", name)
+		}
+		return nil
+	}
+	s.all[name] = &entry{Spec: x}
+	return s.save()
+}
+
+func (s *Set) get(name string) (*entry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.all[name]; e != nil {
+		return e, nil
+	}
+	return nil, fmt.Errorf("no such volume: %s", name)
+}
+
+func (s *Set) dir(name string) string { return filepath.Join(s.root, name) }
+
+// Remove forgets a volume that nobody uses.
+func (s *Set) Remove(name string) error {
+	e, err := s.get(name)
+	if err != nil {
+		return err
+	}
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(e.IDs) > 0 {
+		return fmt.Errorf("volume %s is in use", name)
+	}
+	delete(s.all, name)
+	return s.save()
+}
+
+// Names lists the volumes.
+func (s *Set) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.all))
+}
+
+// Path is where a volume is mounted, "" while nobody uses it.
+func (s *Set) Path(name string) (string, error) {
+	e, err := s.get(name)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(e.IDs) == 0 {
+		return "", nil
+	}
+	return s.dir(name), nil
+}
+
+// Mount makes sure that the volume is mounted, for the user id.
+func (s *Set) Mount(ctx context.Context, name, id string) (string, error) {
+	e, err := s.get(name)
+	if err != nil {
+		return "", err
+	}
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	if err := s.mount(ctx, name, e); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.IDs == nil {
+		e.IDs = map[string]bool{}
+	}
+	e.IDs[id] = true
+	return s.dir(name), s.save()
+}
+
+// Unmount ends the use id; the last one unmounts.
+func (s *Set) Unmount(name, id string) error {
+	e, err := s.get(name)
+	if err != nil {
+		return err
+	}
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	s.mu.Lock()
+	delete(e.IDs, id)
+	last := len(e.IDs) == 0
+	err = s.save()
+	s.mu.Unlock()
+	if last {
+		err = errors.Join(err, s.unmount(name, e))
+	}
+	return err
+}
+
+// mount mounts; e.lock is held.
+func (s *Set) mount(ctx context.Context, name string, e *entry) error {
+	if e.m != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, mountWait)
+	defer cancel()
+	o := files.Options{Root: e.Spec.Path, ReadOnly: e.Spec.ReadOnly, Timeout: e.Spec.Timeout}
+	switch {
+	case e.Spec.Server != "":
+		b, err := os.ReadFile(e.Spec.TokenFile)
+		if err != nil {
+			return fmt.Errorf("read token: %w", err)
+		}
+		o.Token = strings.TrimSpace(string(b))
+		o.Dial = func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", e.Spec.Server)
+		}
+	case s.dial != nil:
+		// The dialer's listener is authenticated; the agent sees the engagement.
+		o.Token = e.Spec.Engagement
+		o.Dial = func(ctx context.Context) (net.Conn, error) {
+			return s.dial.Dial(ctx, e.Spec.Engagement, e.Spec.Container)
+		}
+	default:
+		return errors.New("this plugin was started without a connection to the cluster: only volumes with the option server can be mounted")
+	}
+	dir := s.dir(name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	m, err := mount.New(ctx, dir, o)
+	if err != nil {
+		_ = os.Remove(dir)
+		return fmt.Errorf("mount volume %s: %w", name, err)
+	}
+	e.m = m
+	return nil
+}
+
+func (s *Set) unmount(name string, e *entry) error {
+	if e.m == nil {
+		return nil
+	}
+	err := e.m.Close()
+	e.m = nil
+	_ = os.Remove(s.dir(name))
+	return err
+}
