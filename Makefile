@@ -23,7 +23,7 @@ export GOFLAGS := -trimpath -buildvcs=false
 GOBUILD := go build -ldflags '-s -w -X main.version=$(VERSION)'
 
 MODULES := $(patsubst ./%,%,$(shell sed -n 's/^\t\(\.\/.*\)/\1/p' go.work))
-SERVICES := $(notdir $(wildcard services/*))
+SERVICES := $(patsubst services/%/main.go,%,$(wildcard services/*/main.go))
 # The modules whose tests are the end-to-end ones, run last and on their own.
 UNIT := $(filter-out e2e bench,$(MODULES))
 

@@ -36,6 +36,8 @@ var rules = []rule{
 	{"github.com/hanwen/go-fuse", []string{"berth.dev/services/telemount"}, "FUSE is telemount's"},
 	{"github.com/nats-io/nats-server", []string{"berth.dev/bus/embed", "berth.dev/bus/bustest"}, "the server costs 17 MB of binary: only connector links it"},
 	{"github.com/nats-io", []string{"berth.dev/bus"}, "only package bus speaks NATS, so that subjects and identities have one owner"},
+	{"github.com/moby/buildkit", []string{"berth.dev/services/builder"}, "BuildKit's client is builder's; ctl streams the context and reads facts"},
+	{"berth.dev/files", []string{"berth.dev/files", "berth.dev/services/telemount", "berth.dev/services/agent"}, "the file protocol has two ends: telemount and the agent"},
 	{"berth.dev/services", []string{"berth.dev/services", "berth.dev/e2e"}, "nothing imports a service"},
 	{"berth.dev/tunnel", []string{"berth.dev/tunnel", "berth.dev/services/vif", "berth.dev/services/connector", "berth.dev/services/manager", "berth.dev/services/agent", "berth.dev/services/telemount", "berth.dev/e2e", "berth.dev/bench"},
 		"ctl and the Docker side have no business across the cluster boundary"},
