@@ -62,6 +62,12 @@ func (c *Caller) Serve(ctx context.Context, conn *Conn, hello Hello) error {
 			if err := json.Unmarshal(f.Payload, &r); err != nil {
 				return fmt.Errorf("read what builder asks for: %w", err)
 			}
+			if r.What == WhatStdin {
+				// Not waited for: nobody can end a read of standard input. One
+				// is under way at most, since builder waits for its answer.
+				go s.answer(f.ID, r)
+				continue
+			}
 			s.slots <- struct{}{}
 			s.wg.Go(func() {
 				defer func() { <-s.slots }()

@@ -26,6 +26,7 @@ import (
 
 type engageFlags struct {
 	dockerRun bool
+	build     buildFlags
 	container string
 	namespace string
 	ports     usage.List
@@ -41,16 +42,19 @@ func (a *App) replaceCommand() *usage.Command {
 traffic go to the handler, which runs in the foreground. When the handler ends, by
 itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
 The exit code is the handler's. What stands behind -- is as for docker run; --rm is
-implied, --detach is refused. The image is there before the cluster is touched.`,
+implied, --detach is refused. The image is there before the cluster is touched.
+With --docker-build it is built first, and the word IMAGE stands for it.`,
 		Examples: []string{
 			"ctl replace frontend --docker-run -- frontend:dev",
 			"ctl replace frontend --container app --port 8080:3000 --docker-run -- -it -e DEBUG=1 frontend:dev",
 			"ctl replace statefulset/db --docker-run -- -v $PWD:/src db:dev",
+			"ctl replace frontend --docker-build . --docker-build-opt tag=frontend:dev -- -it IMAGE",
 		},
 		Flags: a.flags("replace"),
 	}
 	fs := c.Flags
 	fs.BoolVar(&f.dockerRun, "docker-run", false, "run the handler with docker run, with the arguments behind --")
+	f.build.register(fs)
 	fs.StringVar(&f.container, "container", "", "`NAME` of the container to replace (default: the only one)")
 	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
 	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
@@ -73,6 +77,12 @@ func (f *engageFlags) check(l usage.Line) error {
 		return fault.New(fault.InvalidArgument, help, "no workload given")
 	case len(l.Words) > 1:
 		return fault.New(fault.InvalidArgument, "ctl replace "+l.Words[0]+" --docker-run -- "+strings.Join(l.Words[1:], " "), "one workload at a time; what is for the handler stands behind --")
+	case f.build.given() && (f.dockerRun || f.build.context != "" && f.build.debug != ""):
+		return fault.New(fault.InvalidArgument, help, "at most one of --docker-run, --docker-build and --docker-debug can be given")
+	case f.build.given():
+		return f.build.check(l.After)
+	case len(f.build.options) > 0:
+		return fault.New(fault.InvalidArgument, help, "--docker-build-opt is of use with --docker-build or --docker-debug only")
 	case !f.dockerRun:
 		return fault.New(fault.InvalidArgument, "ctl replace "+l.Words[0]+" --docker-run -- IMAGE", "no handler given: --docker-run is needed")
 	case len(l.After) == 0:
@@ -94,6 +104,12 @@ func (a *App) engage(ctx context.Context, kind, workload string, f *engageFlags,
 	}
 	h := &handling{app: a, s: s, start: time.Now(), ran: make(chan struct{})}
 	h.eng = engagement.New(s.conn, h.see)
+	if f.build.given() {
+		// Nothing of the cluster is touched by a build that fails.
+		if args, err = a.built(ctx, s, &f.build, h.eng.ID(), args); err != nil {
+			return err
+		}
+	}
 	req := command.OpenEngagement{
 		Connection: rec.ID, Kind: kind, Namespace: f.namespace, Workload: workload,
 		Container: f.container, Ports: f.ports, Address: f.address,

@@ -164,7 +164,7 @@ func (w *Workspace) createContainer(ctx context.Context, s subject.Service) (str
 		port := nat.Port(BusPort + "/tcp")
 		cfg.ExposedPorts = nat.PortSet{port: struct{}{}}
 		host.PortBindings = nat.PortMap{port: []nat.PortBinding{{HostIP: "127.0.0.1", HostPort: w.freePort()}}}
-	case subject.Runner:
+	case subject.Runner, subject.Builder:
 		source, err := w.engineSocket(ctx)
 		if err != nil {
 			return "", err

@@ -25,6 +25,9 @@ import (
 // Config, so that a runner that died can be replaced without new keys.
 const runnerConfigFile = "/etc/berth/runner.json"
 
+// builderConfigFile is the same for builder, which is started when it is needed.
+const builderConfigFile = "/etc/berth/builder.json"
+
 // files are the contents of files by their absolute paths.
 type files map[string][]byte
 
@@ -33,7 +36,7 @@ type files map[string][]byte
 func (w *Workspace) keys() (connector, runner files, ctl bus.Config, err error) {
 	var ids []bus.Identity
 	cfg := map[subject.Service]bus.Config{}
-	for _, s := range []subject.Service{subject.Connector, subject.Runner, subject.Ctl} {
+	for _, s := range []subject.Service{subject.Connector, subject.Runner, subject.Builder, subject.Ctl} {
 		seed, id, err := bus.NewIdentity(string(s), s, "")
 		if err != nil {
 			return nil, nil, ctl, err
@@ -51,6 +54,7 @@ func (w *Workspace) keys() (connector, runner files, ctl bus.Config, err error) 
 		connector.add(bus.ConfigFile, cfg[subject.Connector]),
 		connector.add(bus.CtlConfigFile, cfg[subject.Ctl]),
 		connector.add(runnerConfigFile, cfg[subject.Runner]),
+		connector.add(builderConfigFile, cfg[subject.Builder]),
 		runner.add(bus.ConfigFile, cfg[subject.Runner]),
 	)
 	return connector, runner, cfg[subject.Ctl], err

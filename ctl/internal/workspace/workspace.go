@@ -104,7 +104,7 @@ type Part struct {
 }
 
 // Parts are the workspace's own containers; nil for one that is not there.
-type Parts struct{ Connector, Runner *Part }
+type Parts struct{ Connector, Runner, Builder *Part }
 
 // Find looks for the workspace's own containers.
 func (w *Workspace) Find(ctx context.Context) (Parts, error) {
@@ -123,6 +123,8 @@ func (w *Workspace) Find(ctx context.Context) (Parts, error) {
 			p.Connector = part
 		case string(subject.Runner):
 			p.Runner = part
+		case string(subject.Builder):
+			p.Builder = part
 		}
 	}
 	return p, nil

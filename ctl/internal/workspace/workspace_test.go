@@ -213,7 +213,7 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c) != 4 || len(r) != 1 || ctl.Seed == "" {
+	if len(c) != 5 || len(r) != 1 || ctl.Seed == "" {
 		t.Fatalf("files: %d and %d", len(c), len(r))
 	}
 	rd, err := c.archive(7)
@@ -235,7 +235,7 @@ func TestFiles(t *testing.T) {
 			t.Errorf("%s: mode %o, uid %d", h.Name, h.Mode, h.Uid)
 		}
 	}
-	if got := strings.Join(names, " "); got != "etc/ etc/berth/ etc/berth/bus.json etc/berth/ctl.json etc/berth/identities.json etc/berth/runner.json" {
+	if got := strings.Join(names, " "); got != "etc/ etc/berth/ etc/berth/builder.json etc/berth/bus.json etc/berth/ctl.json etc/berth/identities.json etc/berth/runner.json" {
 		t.Errorf("archive: %s", got)
 	}
 	if bytes.Contains(c["/etc/berth/identities.json"], []byte(ctl.Seed)) {

@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"strings"
+
+	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/build"
+	"berth.dev/ctl/internal/handlerrun"
+	"berth.dev/ctl/internal/usage"
+)
+
+// buildFlags are those of commands whose handler may be built first.
+type buildFlags struct {
+	context string
+	debug   string
+	options each
+}
+
+// each is a repeatable flag whose values may have commas in them.
+type each []string
+
+// String implements flag.Value.
+func (e *each) String() string { return strings.Join(*e, " ") }
+
+// Set implements flag.Value.
+func (e *each) Set(s string) error {
+	if s == "" {
+		return errors.New("is empty")
+	}
+	*e = append(*e, s)
+	return nil
+}
+
+func (b *buildFlags) register(fs *flag.FlagSet) {
+	fs.StringVar(&b.context, "docker-build", "", "build the handler's image from `CONTEXT` (directory, Dockerfile, URL, or - for a tar on stdin) and run it; IMAGE behind -- stands for it")
+	fs.StringVar(&b.debug, "docker-debug", "", "the same with `CONTEXT`, for a debugger: ptrace is allowed")
+	b.optionsTo(fs)
+}
+
+func (b *buildFlags) optionsTo(fs *flag.FlagSet) {
+	fs.Var(&b.options, "docker-build-opt", "`KEY=VALUE`, any flag of docker build; repeatable")
+}
+
+func (b *buildFlags) given() bool { return b.context != "" || b.debug != "" }
+
+// debugArgs let a debugger in.
+func debugArgs() []string {
+	return []string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE"}
+}
+
+// check looks at the arguments before anything is built.
+func (b *buildFlags) check(args []string) error {
+	_, err := handlerrun.WithImage(args, handlerrun.Placeholder)
+	return err
+}
+
+// built builds, and returns the arguments of docker run with the image's ID in
+// the place of IMAGE.
+func (a *App) built(ctx context.Context, s *session, b *buildFlags, engagement string, args []string) ([]string, error) {
+	from := b.context
+	if b.debug != "" {
+		from = b.debug
+	}
+	id, err := build.Build(ctx, build.Options{
+		Workspace: s.ws, Conn: s.conn, Context: from, Options: b.options, Engagement: engagement,
+		Stdin: a.Stdin, Stderr: a.Stderr, See: a.print.Fact, Quiet: a.print.JSON,
+	})
+	if err != nil {
+		return nil, err
+	}
+	out, err := handlerrun.WithImage(args, id)
+	if err == nil && b.debug != "" {
+		out = append(debugArgs(), out...)
+	}
+	return out, err
+}
+
+func (a *App) buildCommand() *usage.Command {
+	b := &buildFlags{}
+	c := &usage.Command{
+		Name: "build", Synopsis: "build CONTEXT [--docker-build-opt KEY=VALUE]…",
+		Short: "Build an image on the Docker Engine and print its ID.",
+		Long: `CONTEXT is a directory, a Dockerfile, a Git or HTTP URL, or - for a tar on standard
+input. The engine's BuildKit builds where there is one, its classic builder elsewhere
+(DOCKER_BUILDKIT=0 or 1 chooses). The ID goes to stdout, the progress to stderr.`,
+		Examples: []string{"ctl build .", "ctl build images/frontend --docker-build-opt tag=frontend:dev --docker-build-opt target=dev"},
+		Flags:    a.flags("build"),
+	}
+	b.optionsTo(c.Flags)
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
+		if len(l.Words) != 1 || l.Dashes {
+			return fault.New(fault.InvalidArgument, "ctl build .", "one build context, and nothing behind --")
+		}
+		s, err := a.join(ctx)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		id, err := build.Build(ctx, build.Options{
+			Workspace: s.ws, Conn: s.conn, Context: l.Words[0], Options: b.options,
+			Stdin: a.Stdin, Stderr: a.Stderr, See: a.print.Fact, Quiet: a.print.JSON,
+		})
+		if err != nil {
+			return err
+		}
+		a.print.Result("%s", id)
+		return nil
+	})
+	return c
+}
