@@ -1,0 +1,3 @@
+module berth.dev/deploy/plugin
+
+go 1.26.0
