@@ -6,7 +6,6 @@ import (
 	"berth.dev/bus/fault"
 
 	"github.com/docker/cli/cli/command"
-	"github.com/docker/cli/cli/command/container"
 )
 
 // Placeholder is the word that stands for the image that is being built.
@@ -19,7 +18,7 @@ func ImageAt(args []string) (int, error) {
 	if err != nil {
 		return 0, fault.New(fault.Internal, "", "prepare docker run: %v", err)
 	}
-	cmd := container.NewRunCommand(dc)
+	cmd := runCommand(dc)
 	cmd.SetOut(io.Discard)
 	cmd.SetErr(io.Discard)
 	if err := cmd.ParseFlags(args); err != nil {

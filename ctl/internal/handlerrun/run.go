@@ -65,8 +65,7 @@ func Run(ctx context.Context, o Options, h Hooks) (int, error) {
 	if err := dc.Initialize(flags.NewClientOptions()); err != nil {
 		return 0, fmt.Errorf("prepare docker run: %w", err)
 	}
-	//lint:ignore SA1019 the only way to Docker's own flags; see the package comment
-	cmd := container.NewRunCommand(dc)
+	cmd := runCommand(dc)
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetOut(o.Stdout)
 	cmd.SetErr(o.Stderr)
@@ -81,6 +80,12 @@ func Run(ctx context.Context, o Options, h Hooks) (int, error) {
 		return inner(cmd, args)
 	}
 	return w.outcome(cmd.ExecuteContext(ctx))
+}
+
+// runCommand is Docker's own `run`, with Docker's own flags.
+func runCommand(dc command.Cli) *cobra.Command {
+	//lint:ignore SA1019 the only way to Docker's own flags; see the package comment
+	return container.NewRunCommand(dc)
 }
 
 // handlerRules looks at the flags as Docker parsed them, so that -itd is found
