@@ -343,7 +343,7 @@ func (c *Client) make(o op, args func(*buffer), data []byte, once bool) *call {
 	if args != nil {
 		args(&h)
 	}
-	p.frame = frame{head: h, data: data}
+	p.frame = frame{head: h, data: data}.seal() // once: it may be sent on several connections
 	c.pending[p.id] = p
 	return p
 }

@@ -116,7 +116,7 @@ func (s *session) serve(conn net.Conn, resumed bool) error {
 	r.bool(s.ops.super)
 	r.bool(resumed)
 	r.str(bootID())
-	out.send(frame{head: r})
+	out.send(frame{head: r}.seal())
 
 	s.mu.Lock()
 	if s.out != nil {
@@ -158,7 +158,7 @@ func (s *session) push(e Event) {
 	out := s.out
 	s.mu.Unlock()
 	if out != nil {
-		out.send(frame{head: b})
+		out.send(frame{head: b}.seal())
 	}
 }
 
@@ -169,6 +169,7 @@ func (s *session) answer(id uint64, o op, b []byte, err error) {
 	}
 	le.PutUint64(b[4:], id)
 	le.PutUint32(b[12:], uint32(Errno(err)))
+	frame{head: b}.seal()
 	s.mu.Lock()
 	if o.changes() {
 		delete(s.running, id)

@@ -140,10 +140,10 @@ func newSender(c net.Conn) *sender {
 	return s
 }
 
-// send blocks while the queue is full. False: the connection is gone.
+// send sends a sealed frame, which others may be sending too. It blocks while the queue is full. False: the connection is gone.
 func (s *sender) send(f frame) bool {
 	select {
-	case s.q <- f.seal():
+	case s.q <- f:
 		return true
 	case <-s.done:
 		return false
