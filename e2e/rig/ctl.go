@@ -21,6 +21,7 @@ type Ctl struct {
 	Path       string
 	Kubeconfig string
 	Env        []string
+	Dir        string              // where it is run; empty: where the test is
 	Credential *syscall.Credential // nil: the test's own user
 }
 
@@ -50,6 +51,7 @@ func (r Result) String() string {
 func (c *Ctl) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, c.Path, args...)
 	cmd.Env = append(os.Environ(), append([]string{"KUBECONFIG=" + c.Kubeconfig}, c.Env...)...)
+	cmd.Dir = c.Dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.Credential, Setpgid: true}
 	if c.Credential != nil {
 		cmd.Env = append(cmd.Env, "HOME=/nonexistent")

@@ -4,7 +4,8 @@
 # and after. Undoes all that it made, on every kind of exit; its report stays in
 # .cache/demo/report.txt.
 set -euo pipefail
-export PATH=$PWD/bin:$PATH 
+export PATH=$PWD/bin:$PATH # what is shown is what one would type
+ctl=ctl
 tool=$PWD/bin/e2e-cluster
 report=$PWD/.cache/demo/report.txt
 mkdir -p "$(dirname "$report")" bin
@@ -87,6 +88,18 @@ wait "$handler" || true
 handler=
 until_first "frontend v1"
 "$tool" get http://frontend-v1 | tee -a "$report"
+
+bold "Build and replace: the same, with the image built on the way"
+printf '$ cd examples; ctl replace frontend-v1 --docker-build images/frontend-v2 --docker-build-opt tag=mytag -- IMAGE\n' | tee -a "$report"
+(cd examples && exec "$ctl" replace frontend-v1 --docker-build images/frontend-v2 --docker-build-opt tag=mytag -- IMAGE) > >(tee -a "$report") 2>&1 &
+handler=$!
+until_first "frontend v2"
+"$tool" get http://frontend-v1 | tee -a "$report"
+run "$ctl" leave frontend-v1
+wait "$handler" || true
+handler=
+docker rmi -f mytag >/dev/null 2>&1 || true
+until_first "frontend v1"
 
 bold "Quit"
 run "$ctl" quit --all

@@ -46,7 +46,7 @@ implied, --detach is refused. The image is there before the cluster is touched.
 With --docker-build it is built first, and the word IMAGE stands for it.`,
 		Examples: []string{
 			"ctl replace frontend --docker-run -- frontend:dev",
-			"ctl replace frontend --container app --port 8080:3000 --docker-run -- -it -e DEBUG=1 frontend:dev",
+			"ctl replace frontend --container app --port 3000:http --docker-run -- -it -e DEBUG=1 frontend:dev",
 			"ctl replace statefulset/db --docker-run -- -v $PWD:/src db:dev",
 			"ctl replace frontend --docker-build . --docker-build-opt tag=frontend:dev -- -it IMAGE",
 		},
@@ -58,7 +58,7 @@ With --docker-build it is built first, and the word IMAGE stands for it.`,
 	fs.StringVar(&f.container, "container", "", "`NAME` of the container to replace (default: the only one)")
 	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
 	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
-	fs.Var(&f.ports, "port", "`PORT[:LOCAL]` of the container that comes to the handler; repeatable (default: all)")
+	fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares)")
 	fs.StringVar(&f.address, "address", "", "`IP` at which the handler listens (default: 127.0.0.1)")
 	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
 		if err := f.check(l); err != nil {
