@@ -105,6 +105,12 @@ type OpenEngagement struct {
 	Container  string   `json:"container,omitempty"`
 	Ports      []string `json:"ports,omitempty"`   // as given with --port
 	Address    string   `json:"address,omitempty"` // where the handler listens; 127.0.0.1
+	// Service is the Service whose ports an intercept means, where several
+	// select the workload's pods.
+	Service string `json:"service,omitempty"`
+	// ToPod are ports of the pod (8080, 53/UDP) that the handler reaches on its
+	// own loopback address, as a container of the pod does.
+	ToPod []string `json:"toPod,omitempty"`
 	// Handler is the container to run; nil leaves the handler to the caller.
 	Handler *Handler `json:"handler,omitempty"`
 	// Holder is the presence subject (subject.Live) whose owner must live for
