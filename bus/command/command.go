@@ -113,6 +113,14 @@ type OpenEngagement struct {
 	ToPod []string `json:"toPod,omitempty"`
 	// Handler is the container to run; nil leaves the handler to the caller.
 	Handler *Handler `json:"handler,omitempty"`
+	// Mount says what becomes of the remote volumes, as given with --mount:
+	// true (each at its own path), false, or the folder below which they are
+	// mounted; ":ro" behind it makes them read-only. Empty is true where the
+	// engine has the volume plugin, and false where it cannot.
+	Mount string `json:"mount,omitempty"`
+	// DockerMount is the folder in the handler below which they are mounted, as
+	// given with --docker-mount. It wins over a folder in Mount.
+	DockerMount string `json:"dockerMount,omitempty"`
 	// Holder is the presence subject (subject.Live) whose owner must live for
 	// the engagement to live; empty: nobody in particular.
 	Holder string `json:"holder,omitempty"`
