@@ -37,10 +37,14 @@ type Options struct {
 	Stdout, Stderr io.Writer
 	// Args are those of `docker run`: [flags] IMAGE [args].
 	Args []string
-	// Handler: the rules for handlers hold. No --detach, --rm always, and signals
-	// are not passed on: the engagement's end ends the handler.
+	// Handler: the rules for handlers hold. No --detach, and signals are not passed
+	// on: the engagement's end ends the handler. --rm is implied for everybody.
 	Handler bool
 }
+
+// ExitNotRun is Docker's exit code for a container that did not run; 126 and 127
+// are those for a command that cannot be run or found in it.
+const ExitNotRun = 125
 
 // Hooks stand in for the engine.
 type Hooks struct {
@@ -51,7 +55,8 @@ type Hooks struct {
 }
 
 // Run runs to the container's end and returns its exit code. An error says that
-// the container did not run: InvalidArgument for arguments that Docker refuses,
+// the container did not run, and the code is then Docker's for that, or 0 where
+// Docker did not come as far: InvalidArgument for arguments that Docker refuses,
 // of the stage "image" where there is no image, else what a hook or the engine
 // said. ctx ends what comes before the container's start; afterwards only the
 // container's end ends Run.
@@ -72,10 +77,8 @@ func Run(ctx context.Context, o Options, h Hooks) (int, error) {
 	cmd.SetArgs(o.Args)
 	inner := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if o.Handler {
-			if err := handlerRules(cmd); err != nil {
-				return err
-			}
+		if err := rules(cmd, o.Handler); err != nil {
+			return err
 		}
 		return inner(cmd, args)
 	}
@@ -88,13 +91,17 @@ func runCommand(dc command.Cli) *cobra.Command {
 	return container.NewRunCommand(dc)
 }
 
-// handlerRules looks at the flags as Docker parsed them, so that -itd is found
-// and a -d behind the image is not.
-func handlerRules(cmd *cobra.Command) error {
-	if d, err := cmd.Flags().GetBool("detach"); err == nil && d {
-		return errors.New("--detach is not possible: a handler runs as long as its engagement, in the foreground")
+// rules looks at the flags as Docker parsed them, so that -itd is found and a -d
+// behind the image is not.
+func rules(cmd *cobra.Command, handler bool) error {
+	implied := map[string]string{"rm": "true"}
+	if handler {
+		if d, err := cmd.Flags().GetBool("detach"); err == nil && d {
+			return errors.New("--detach is not possible: a handler runs as long as its engagement, in the foreground")
+		}
+		implied["sig-proxy"] = "false"
 	}
-	for flag, value := range map[string]string{"rm": "true", "sig-proxy": "false"} {
+	for flag, value := range implied {
 		if err := cmd.Flags().Set(flag, value); err != nil {
 			return fmt.Errorf("set --%s: %w", flag, err)
 		}
@@ -110,7 +117,7 @@ func (w *wrapper) outcome(err error) (int, error) {
 	isStatus := errors.As(err, &status)
 	switch {
 	case w.failed != nil: // by a hook, whose words are better than what Docker made of them
-		return 0, w.failed
+		return status.StatusCode, w.failed
 	case w.started && isStatus:
 		return status.StatusCode, nil
 	case err == nil:

@@ -119,3 +119,32 @@ func TestHookFault(t *testing.T) {
 		t.Errorf("got %v after %d calls", err, calls)
 	}
 }
+
+// Without the rules for handlers --rm is implied all the same, --detach is
+// allowed, and the exit code of what did not run is Docker's.
+func TestDockerRun(t *testing.T) {
+	e := api(t)
+	importScratch(t, e)
+	for _, c := range []struct {
+		says string
+		code int
+	}{
+		{"no room", ExitNotRun},
+		{`exec: "x": executable file not found in $PATH`, 127},
+		{"exec: /x: permission denied", 126},
+	} {
+		var got Spec
+		code, err := Run(t.Context(), Options{API: e.API, Stdin: io.NopCloser(strings.NewReader("")), Stdout: io.Discard, Stderr: io.Discard, Args: []string{"-d", scratch, "x"}},
+			Hooks{Create: func(_ context.Context, s Spec) (string, []string, error) {
+				got = s
+				return "", nil, errors.New(c.says)
+			}})
+		if code != c.code || err == nil || err.Error() != c.says {
+			t.Errorf("%s: code %d, error %v", c.says, code, err)
+		}
+		var host container.HostConfig
+		if err := json.Unmarshal(got.Handler.HostConfig, &host); err != nil || !host.AutoRemove {
+			t.Errorf("host config %+v, %v", host, err)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/handlerrun"
+	"berth.dev/ctl/internal/interrupt"
+	"berth.dev/ctl/internal/render"
+	"berth.dev/ctl/internal/usage"
+)
+
+func (a *App) dockerRunCommand() *usage.Command {
+	c := &usage.Command{
+		Name: "docker-run", Synopsis: "docker-run [--use NAME] [docker run flags] IMAGE [args]",
+		Short: "Run a container in the cluster's network.",
+		Long: `The arguments are those of docker run, as are terminal, signals, output and exit code
+(125 where there is no running it, 126 and 127 where its command cannot be run). The
+container finds the cluster's services by name; --rm is implied. It lives as long as
+the connection: ctl quit stops it and says so. ctl's own flags stand before
+"docker-run", or first behind it. Only a lone --help is ctl's.`,
+		Examples: []string{"ctl docker-run -it alpine sh", "ctl docker-run -e PGHOST=db -v $PWD:/src tools:dev migrate", "ctl docker-run --use shop -d worker:dev"},
+		Flags:    a.flags("docker-run"),
+		Raw:      true, Own: []string{"use", "workspace"},
+	}
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
+		args := l.Words
+		if l.Dashes {
+			args = slices.Concat(l.Words, []string{"--"}, l.After)
+		}
+		if len(args) == 0 {
+			return fault.New(fault.InvalidArgument, "ctl docker-run IMAGE", "no image given")
+		}
+		return a.dockerRun(ctx, args)
+	})
+	return c
+}
+
+// dockerRun is Docker's own run command, whose container runner creates in the
+// connection's network.
+func (a *App) dockerRun(ctx context.Context, args []string) error {
+	s, err := a.join(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	rec, err := choose(s.state.Connections, a.use)
+	if err != nil {
+		return err
+	}
+	restore := saveTerminal(a.Stdin)
+	defer restore()
+	type outcome struct {
+		code int
+		err  error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		code, err := handlerrun.Run(ctx, handlerrun.Options{
+			API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr, Args: args,
+		}, handlerrun.Hooks{
+			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
+				r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "docker-run", Handler: spec.Handler})
+				return r.ContainerID, r.Warnings, err
+			},
+		})
+		ended <- outcome{code, err}
+	}()
+	select {
+	case o := <-ended:
+		return a.dockerRunEnd(ctx, o.code, o.err)
+	case <-a.sig.Second.Done():
+		// The container has had both signals, as docker run would have passed them on.
+		a.print.Notice("ctl: no longer waiting for the container, which runs on: docker ps shows it, and ctl quit ends it")
+		return exit(interrupt.ExitCode)
+	}
+}
+
+// dockerRunEnd is the exit code of `docker run`: the container's own, or
+// Docker's for one that did not run.
+func (a *App) dockerRunEnd(ctx context.Context, code int, err error) error {
+	switch {
+	case err == nil && code == 0:
+		return nil
+	case err == nil:
+		return exit(code)
+	case interrupt.Is(ctx) && cancelled(err):
+		return err
+	}
+	render.Error(a.Stderr, "ctl", err)
+	return exit(cmp.Or(code, handlerrun.ExitNotRun))
+}
