@@ -91,7 +91,8 @@ func (a *App) tool() *usage.Tool {
 		Stdout: a.Stdout, Stderr: a.Stderr,
 		Commands: []*usage.Command{
 			a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(),
-			a.replaceCommand(), a.leaveCommand(), a.buildCommand(), a.dockerRunCommand(), a.curlCommand(), a.eventsCommand(),
+			a.replaceCommand(), a.interceptCommand(), a.ingestCommand(), a.leaveCommand(), a.buildCommand(),
+			a.dockerRunCommand(), a.curlCommand(), a.eventsCommand(),
 			a.installCommand(), a.uninstallCommand(),
 			a.doctorCommand(), a.gcCommand(), a.versionCommand(),
 		},

@@ -13,6 +13,7 @@ import (
 	"berth.dev/ctl/internal/busclient"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/usage"
+	"berth.dev/lease"
 )
 
 // restoreWithin bounds the wait for an engagement's end; connector gives up
@@ -78,6 +79,13 @@ func (a *App) leave(ctx context.Context, name string) error {
 	if f, ok := event.Decode[event.EngagementFailed](last); ok {
 		return &f.Error
 	}
-	a.print.Result("left %s: %s runs its own container again", eng.Name, eng.Workload)
+	switch lease.Kind(eng.Kind) {
+	case lease.Replace:
+		a.print.Result("left %s: %s runs its own container again", eng.Name, eng.Workload)
+	case lease.Intercept:
+		a.print.Result("left %s: its traffic goes to %s again", eng.Name, eng.Workload)
+	default:
+		a.print.Result("left %s", eng.Name)
+	}
 	return nil
 }

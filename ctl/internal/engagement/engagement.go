@@ -27,6 +27,7 @@ type Session struct {
 	release func()
 	see     func(event.Envelope)
 	created chan event.HandlerCreated
+	active  chan event.EngagementActive
 	ended   chan struct{}
 
 	mu      sync.Mutex
@@ -39,25 +40,28 @@ type Session struct {
 
 // New prepares an engagement; nothing is asked for yet. see is given every fact.
 func New(conn *bus.Conn, see func(event.Envelope)) *Session {
-	return &Session{conn: conn, id: busclient.NewID("e"), see: see, created: make(chan event.HandlerCreated, 1), ended: make(chan struct{})}
+	return &Session{
+		conn: conn, id: busclient.NewID("e"), see: see,
+		created: make(chan event.HandlerCreated, 1), active: make(chan event.EngagementActive, 1), ended: make(chan struct{}),
+	}
 }
 
 // ID is the engagement's.
 func (s *Session) ID() string { return s.id }
 
-// Open asks for the engagement and waits until its handler has been created.
-// ctx ends the wait, not the engagement: see Close.
-func (s *Session) Open(ctx context.Context, req command.OpenEngagement) (event.HandlerCreated, error) {
-	var none event.HandlerCreated
+// Open asks for the engagement. An error whose code is Unavailable leaves open
+// whether it was accepted; any other says that it was refused, and that nothing
+// was touched.
+func (s *Session) Open(ctx context.Context, req command.OpenEngagement) error {
 	// Both stand before the command goes out: no fact is missed, and the holder
 	// lives before anybody looks for it.
 	var err error
 	if s.tail, err = s.conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Engagement, s.id)); err != nil {
-		return none, err
+		return err
 	}
 	if s.release, err = s.conn.Hold(subject.Ctl, s.id); err != nil {
 		s.tail.Stop()
-		return none, err
+		return err
 	}
 	req.ID, req.Holder = s.id, subject.Live(subject.Ctl, s.id)
 	// Not cut short by ctx: accepted or refused has to be known.
@@ -65,25 +69,47 @@ func (s *Session) Open(ctx context.Context, req command.OpenEngagement) (event.H
 	if err != nil && fault.CodeOf(err) != fault.Unavailable {
 		s.release()
 		s.tail.Stop()
-		return none, err // refused: nothing was touched
+		return err
 	}
 	s.mu.Lock()
 	s.opened = true // an answer that did not come in time may have been yes
 	s.mu.Unlock()
 	go s.follow(context.WithoutCancel(ctx))
-	if err != nil {
-		return none, err
-	}
+	return err
+}
+
+// Created waits until the handler has been created. ctx ends the wait, not the
+// engagement: see Close.
+func (s *Session) Created(ctx context.Context) (event.HandlerCreated, error) {
+	return await(ctx, s, s.created, "its handler was created")
+}
+
+// Active waits until the engagement is.
+func (s *Session) Active(ctx context.Context) (event.EngagementActive, error) {
+	return await(ctx, s, s.active, "it became active")
+}
+
+// await waits for a fact that follow hands over, or the engagement's end.
+func await[T any](ctx context.Context, s *Session, fact <-chan T, what string) (T, error) {
+	var none T
 	select {
-	case c := <-s.created:
-		return c, nil
+	case f := <-fact:
+		return f, nil
 	case <-s.ended:
 		if err := s.Outcome(); err != nil {
 			return none, err
 		}
-		return none, fault.New(fault.FailedPrecondition, "ctl status", "the engagement ended before its handler was created")
+		return none, fault.New(fault.FailedPrecondition, "ctl status", "the engagement ended before %s", what)
 	case <-ctx.Done():
 		return none, context.Cause(ctx)
+	}
+}
+
+// offer hands over a fact that is awaited; one that is stated twice counts once.
+func offer[T any](to chan<- T, fact T) {
+	select {
+	case to <- fact:
+	default:
 	}
 }
 
@@ -97,10 +123,10 @@ func (s *Session) follow(ctx context.Context) {
 			s.mu.Lock()
 			s.handler = c.ContainerID
 			s.mu.Unlock()
-			select {
-			case s.created <- c:
-			default: // stated twice
-			}
+			offer(s.created, c)
+		}
+		if f, ok := event.Decode[event.EngagementActive](e); ok {
+			offer(s.active, f)
 		}
 	})
 	s.mu.Lock()

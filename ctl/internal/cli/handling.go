@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +18,6 @@ import (
 	"berth.dev/ctl/internal/engagement"
 	"berth.dev/ctl/internal/handlerrun"
 	"berth.dev/ctl/internal/interrupt"
-	"berth.dev/ctl/internal/usage"
 	"berth.dev/ctl/internal/workspace"
 	"berth.dev/lease"
 
@@ -24,75 +26,8 @@ import (
 	"golang.org/x/term"
 )
 
-type engageFlags struct {
-	dockerRun bool
-	build     buildFlags
-	container string
-	namespace string
-	ports     usage.List
-	address   string
-}
-
-func (a *App) replaceCommand() *usage.Command {
-	f := &engageFlags{}
-	c := &usage.Command{
-		Name: "replace", Synopsis: "replace WORKLOAD [flags] --docker-run -- [docker run flags] IMAGE [args]",
-		Short: "Put a local container in the place of a workload's own.",
-		Long: `The workload's container is taken out of its pods; its ports, environment and
-traffic go to the handler, which runs in the foreground. When the handler ends, by
-itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
-The exit code is the handler's. What stands behind -- is as for docker run; --rm is
-implied, --detach is refused. The image is there before the cluster is touched.
-With --docker-build it is built first, and the word IMAGE stands for it.`,
-		Examples: []string{
-			"ctl replace frontend --docker-run -- frontend:dev",
-			"ctl replace frontend --container app --port 3000:http --docker-run -- -it -e DEBUG=1 frontend:dev",
-			"ctl replace statefulset/db --docker-run -- -v $PWD:/src db:dev",
-			"ctl replace frontend --docker-build . --docker-build-opt tag=frontend:dev -- -it IMAGE",
-		},
-		Flags: a.flags("replace"),
-	}
-	fs := c.Flags
-	fs.BoolVar(&f.dockerRun, "docker-run", false, "run the handler with docker run, with the arguments behind --")
-	f.build.register(fs)
-	fs.StringVar(&f.container, "container", "", "`NAME` of the container to replace (default: the only one)")
-	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
-	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
-	fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares)")
-	fs.StringVar(&f.address, "address", "", "`IP` at which the handler listens (default: 127.0.0.1)")
-	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
-		if err := f.check(l); err != nil {
-			return err
-		}
-		return a.engage(ctx, string(lease.Replace), l.Words[0], f, l.After)
-	})
-	return c
-}
-
-// check is what can be seen to be wrong without asking anybody.
-func (f *engageFlags) check(l usage.Line) error {
-	const help = "ctl replace --help"
-	switch {
-	case len(l.Words) == 0:
-		return fault.New(fault.InvalidArgument, help, "no workload given")
-	case len(l.Words) > 1:
-		return fault.New(fault.InvalidArgument, "ctl replace "+l.Words[0]+" --docker-run -- "+strings.Join(l.Words[1:], " "), "one workload at a time; what is for the handler stands behind --")
-	case f.build.given() && (f.dockerRun || f.build.context != "" && f.build.debug != ""):
-		return fault.New(fault.InvalidArgument, help, "at most one of --docker-run, --docker-build and --docker-debug can be given")
-	case f.build.given():
-		return f.build.check(l.After)
-	case len(f.build.options) > 0:
-		return fault.New(fault.InvalidArgument, help, "--docker-build-opt is of use with --docker-build or --docker-debug only")
-	case !f.dockerRun:
-		return fault.New(fault.InvalidArgument, "ctl replace "+l.Words[0]+" --docker-run -- IMAGE", "no handler given: --docker-run is needed")
-	case len(l.After) == 0:
-		return fault.New(fault.InvalidArgument, "ctl replace "+l.Words[0]+" --docker-run -- IMAGE", "no image given behind --")
-	}
-	return nil
-}
-
-// engage makes the engagement and runs its handler, up to the terminal fact.
-func (a *App) engage(ctx context.Context, kind, workload string, f *engageFlags, args []string) error {
+// engage makes the engagement and sees to its handler, up to the terminal fact.
+func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args []string) error {
 	s, err := a.join(ctx)
 	if err != nil {
 		return err
@@ -102,28 +37,51 @@ func (a *App) engage(ctx context.Context, kind, workload string, f *engageFlags,
 	if err != nil {
 		return err
 	}
-	h := &handling{app: a, s: s, start: time.Now(), ran: make(chan struct{})}
+	h := &handling{app: a, s: s, message: f.message, start: time.Now(), ran: make(chan struct{})}
 	h.eng = engagement.New(s.conn, h.see)
+	req := f.request(rec.ID, workload)
+	if !f.inContainer() {
+		h.hold(ctx, req)
+		return h.wait(ctx)
+	}
 	if f.build.given() {
 		// Nothing of the cluster is touched by a build that fails.
 		if args, err = a.built(ctx, s, &f.build, h.eng.ID(), args); err != nil {
 			return err
 		}
 	}
-	req := command.OpenEngagement{
-		Connection: rec.ID, Kind: kind, Namespace: f.namespace, Workload: workload,
-		Container: f.container, Ports: f.ports, Address: f.address,
-	}
-	stdout := a.Stdout
-	if a.print.JSON {
-		stdout = a.Stderr // stdout is for the facts
-	}
 	restore := saveTerminal(a.Stdin)
 	defer restore()
+	h.container(ctx, req, args)
+	return h.wait(ctx)
+}
+
+// handling is an engagement and what this machine does for it, on their way to
+// their end.
+type handling struct {
+	app     *App
+	s       *session
+	eng     *engagement.Session
+	message string
+	start   time.Time
+
+	ran  chan struct{} // closed when the local half has ended: Docker's run command, or the holding
+	code int           // from here on: to be read after ran
+	err  error
+	tty  bool
+}
+
+// container lets Docker's run command run the handler, with the engagement in
+// the place of the engine's creating and starting.
+func (h *handling) container(ctx context.Context, req command.OpenEngagement, args []string) {
+	stdout := h.app.Stdout
+	if h.app.print.JSON {
+		stdout = h.app.Stderr // stdout is for the facts
+	}
 	go func() {
 		defer close(h.ran)
 		h.code, h.err = handlerrun.Run(ctx, handlerrun.Options{
-			API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: stdout, Stderr: a.Stderr, Args: args, Handler: true,
+			API: h.s.ws.Engine.API, Stdin: h.app.Stdin, Stdout: stdout, Stderr: h.app.Stderr, Args: args, Handler: true,
 		}, handlerrun.Hooks{
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
 				return h.create(ctx, req, spec)
@@ -131,29 +89,60 @@ func (a *App) engage(ctx context.Context, kind, workload string, f *engageFlags,
 			Start: func(ctx context.Context, _ string) error { return h.run(ctx) },
 		})
 	}()
-	return h.wait(ctx)
-}
-
-// handling is a handler on its way from parsed arguments to its end.
-type handling struct {
-	app   *App
-	s     *session
-	eng   *engagement.Session
-	start time.Time
-
-	ran  chan struct{} // closed when Docker's run command has returned
-	code int           // from here on: to be read after ran
-	err  error
-	tty  bool
 }
 
 // create stands in for the engine's: it opens the engagement.
 func (h *handling) create(ctx context.Context, req command.OpenEngagement, spec handlerrun.Spec) (string, []string, error) {
 	h.tty = spec.TTY
 	req.Handler = &spec.Handler
-	h.app.print.Progress("replacing %s (engagement %s)", req.Workload, h.eng.ID())
-	c, err := h.eng.Open(ctx, req)
+	if err := h.open(ctx, req); err != nil {
+		return "", nil, err
+	}
+	c, err := h.eng.Created(ctx)
 	return c.ContainerID, nil, err
+}
+
+// hold is the engagement without a handler of its own: it lives until the user,
+// or somebody else, ends it.
+func (h *handling) hold(ctx context.Context, req command.OpenEngagement) {
+	go func() {
+		defer close(h.ran)
+		if h.err = h.open(ctx, req); h.err != nil {
+			return
+		}
+		active, err := h.eng.Active(ctx)
+		if h.err = err; err != nil {
+			return
+		}
+		address := req.Address
+		if address == "" {
+			address = "127.0.0.1"
+		}
+		for _, p := range active.Ports {
+			h.app.print.Progress("  %d/%s of %s comes to %s in the connection's network", p.Container, p.Protocol, req.Workload, net.JoinHostPort(address, strconv.Itoa(int(cmp.Or(p.Handler, p.Container)))))
+		}
+		h.app.print.Progress("engaged until Ctrl-C, or ctl leave %s", req.Workload)
+		select {
+		case <-ctx.Done():
+		case <-h.eng.Ended():
+		}
+	}()
+}
+
+// doing is what a kind of engagement does, for progress.
+func doing(kind string) string {
+	switch lease.Kind(kind) {
+	case lease.Replace:
+		return "replacing"
+	case lease.Ingest:
+		return "ingesting"
+	}
+	return "intercepting"
+}
+
+func (h *handling) open(ctx context.Context, req command.OpenEngagement) error {
+	h.app.print.Progress("%s %s (engagement %s)", doing(req.Kind), req.Workload, h.eng.ID())
+	return h.eng.Open(ctx, req)
 }
 
 // run stands in for the engine's start.
@@ -308,6 +297,9 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.EngagementActive](e); ok {
 		step("active", "ports %s", ports(f.Ports))
+		if h.message != "" {
+			p.Notice("%s", h.message)
+		}
 	}
 	if f, ok := event.Decode[event.PodsChanged](e); ok {
 		step("pods changed", "%s", strings.Join(f.Pods, " "))

@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+
+	"berth.dev/ctl/internal/usage"
+	"berth.dev/lease"
+)
+
+func (a *App) replaceCommand() *usage.Command {
+	return a.engageCommand(&usage.Command{
+		Synopsis: "replace WORKLOAD [flags] --docker-run -- [docker run flags] IMAGE [args]",
+		Short:    "Put a local container in the place of a workload's own.",
+		Long: `The workload's container is taken out of its pods; its ports, environment and
+traffic go to the handler, which runs in the foreground. When the handler ends, by
+itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
+The exit code is the handler's. What stands behind -- is as for docker run; --rm is
+implied, --detach is refused. The image is there before the cluster is touched.
+With --docker-build it is built first, and the word IMAGE stands for it.`,
+		Examples: []string{
+			"ctl replace frontend --docker-run -- frontend:dev",
+			"ctl replace frontend --container app --port 3000:http --docker-run -- -it -e DEBUG=1 frontend:dev",
+			"ctl replace statefulset/db --docker-run -- -v $PWD:/src db:dev",
+			"ctl replace frontend --docker-build . --docker-build-opt tag=frontend:dev -- -it IMAGE",
+		},
+	}, lease.Replace)
+}
+
+func (a *App) interceptCommand() *usage.Command {
+	return a.engageCommand(&usage.Command{
+		Synopsis: "intercept WORKLOAD --port PORT[:ID] [flags] [--docker-run -- [docker run flags] IMAGE [args]]",
+		Short:    "Bring the traffic of one service port to a local container.",
+		Long: `What is sent to the service's port comes to the handler, from all replicas; other
+ports and the workload's own containers are not touched. When the handler ends, by
+itself, by Ctrl-C, ctl leave or ctl quit, the traffic returns at once. What stands
+behind -- is as for ctl replace. Without a handler the engagement is held until
+Ctrl-C: the traffic comes to PORT at 127.0.0.1 in the connection's network.`,
+		Examples: []string{
+			"ctl intercept frontend --port 3000:http --docker-run -- -it frontend:dev",
+			"ctl intercept frontend --port 8080 --docker-build . -- IMAGE",
+			"ctl intercept frontend --port 8080:80 --service frontend-internal --to-pod 6379",
+		},
+	}, lease.Intercept)
+}
+
+func (a *App) ingestCommand() *usage.Command {
+	return a.engageCommand(&usage.Command{
+		Synopsis: "ingest WORKLOAD [flags] [--docker-run -- [docker run flags] IMAGE [args]]",
+		Short:    "Give a local container what a workload's container has, without its traffic.",
+		Long: `The handler has the container's environment and its volumes, read-only; the
+workload goes on as it is. Any number at once. What stands behind -- is as for ctl
+replace. Without a handler the engagement is held until Ctrl-C.`,
+		Examples: []string{
+			"ctl ingest frontend --docker-run -- -it frontend:dev sh",
+			"ctl ingest frontend --container app --docker-build . -- IMAGE",
+		},
+	}, lease.Ingest)
+}
+
+// engageCommand completes the command of a kind of engagement.
+func (a *App) engageCommand(c *usage.Command, kind lease.Kind) *usage.Command {
+	f := &engageFlags{kind: kind}
+	c.Name, c.Flags = string(kind), a.flags(string(kind))
+	f.register(c.Flags)
+	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
+		if err := f.check(l); err != nil {
+			return err
+		}
+		return a.engage(ctx, l.Words[0], f, l.After)
+	})
+	return c
+}

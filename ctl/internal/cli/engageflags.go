@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"flag"
+	"net/netip"
+	"path"
+	"strings"
+
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/usage"
+	"berth.dev/lease"
+)
+
+// engageFlags are those of replace, intercept and ingest. Which of them a
+// command has follows from its kind; see register.
+type engageFlags struct {
+	kind      lease.Kind
+	dockerRun bool
+	build     buildFlags
+	container string
+	namespace string
+	ports     usage.List
+	address   string
+	service   string
+	toPod     usage.List
+	mount     string
+	dockerDir string
+	message   string
+}
+
+func (f *engageFlags) register(fs *flag.FlagSet) {
+	fs.BoolVar(&f.dockerRun, "docker-run", false, "run the handler with docker run, with the arguments behind --")
+	f.build.register(fs)
+	fs.StringVar(&f.container, "container", "", "`NAME` of the container to "+string(f.kind)+" (default: the only one)")
+	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
+	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
+	fs.StringVar(&f.message, "wait-message", "", "`TEXT` to print when the engagement is active")
+	switch f.kind {
+	case lease.Replace:
+		fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares)")
+	case lease.Intercept:
+		fs.Var(&f.ports, "port", "`PORT[:ID]`: the handler's port, and the service's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable")
+		fs.StringVar(&f.service, "service", "", "`NAME` of the service whose port it is, where several select the workload")
+	}
+	fs.Var(&f.toPod, "to-pod", "`PORT[/UDP]` of the pod that the handler reaches at 127.0.0.1; repeatable")
+	fs.StringVar(&f.mount, "mount", "", "the remote volumes: true, each at its own path; false; or the `PATH[:ro]` below which they are in the handler (default: true where the engine has the volume plugin)")
+	fs.StringVar(&f.dockerDir, "docker-mount", "", "`DIR` in the handler's container below which the remote volumes are")
+	if f.kind != lease.Ingest {
+		fs.StringVar(&f.address, "address", "", "`IP` at which the handler listens (default: 127.0.0.1)")
+	}
+}
+
+// inContainer reports whether a container is the handler.
+func (f *engageFlags) inContainer() bool { return f.dockerRun || f.build.given() }
+
+// check is what can be seen to be wrong without asking anybody.
+func (f *engageFlags) check(l usage.Line) error {
+	name := "ctl " + string(f.kind)
+	help := name + " --help"
+	switch {
+	case len(l.Words) == 0:
+		return fault.New(fault.InvalidArgument, help, "no workload given")
+	case len(l.Words) > 1:
+		return fault.New(fault.InvalidArgument, name+" "+l.Words[0]+" --docker-run -- "+strings.Join(l.Words[1:], " "), "one workload at a time; what is for the handler stands behind --")
+	}
+	if f.address != "" {
+		if _, err := netip.ParseAddr(f.address); err != nil {
+			return fault.New(fault.InvalidArgument, "--address 127.0.0.1", "--address %s: not an IP address", f.address)
+		}
+	}
+	if err := f.checkMounts(); err != nil {
+		return err
+	}
+	run := name + " " + l.Words[0] + " --docker-run -- IMAGE"
+	switch {
+	case f.build.given() && (f.dockerRun || f.build.context != "" && f.build.debug != ""):
+		return fault.New(fault.InvalidArgument, help, "at most one of --docker-run, --docker-build and --docker-debug can be given")
+	case f.build.given():
+		return f.build.check(l.After)
+	case len(f.build.options) > 0:
+		return fault.New(fault.InvalidArgument, help, "--docker-build-opt is of use with --docker-build or --docker-debug only")
+	case f.dockerRun && len(l.After) == 0:
+		return fault.New(fault.InvalidArgument, run, "no image given behind --")
+	case f.dockerRun:
+		return nil
+	case l.Dashes:
+		return fault.New(fault.InvalidArgument, run, "no handler given: what stands behind -- is for --docker-run, which is needed")
+	case f.kind == lease.Replace:
+		// Nobody would answer in the place of the container that is taken out.
+		return fault.New(fault.InvalidArgument, run, "no handler given: --docker-run is needed")
+	}
+	return nil
+}
+
+// checkMounts looks at --mount and --docker-mount.
+func (f *engageFlags) checkMounts() error {
+	dir := strings.TrimSuffix(f.mount, ":ro")
+	switch {
+	case dir == "true" || dir == "false" && f.mount == dir || f.mount == "":
+	case !path.IsAbs(dir):
+		return fault.New(fault.InvalidArgument, "--mount /remote:ro", "--mount is true, false or an absolute path, not %q", f.mount)
+	}
+	switch {
+	case f.dockerDir == "":
+	case !path.IsAbs(f.dockerDir):
+		return fault.New(fault.InvalidArgument, "--docker-mount /remote", "--docker-mount %s: not an absolute path", f.dockerDir)
+	case f.mount == "false":
+		return fault.New(fault.InvalidArgument, "--docker-mount "+f.dockerDir, "--docker-mount and --mount false exclude each other")
+	case !f.inContainer():
+		return fault.New(fault.InvalidArgument, "--docker-run", "--docker-mount is of use with a handler in a container only")
+	}
+	return nil
+}
+
+// request is the engagement that the flags ask for.
+func (f *engageFlags) request(connection, workload string) command.OpenEngagement {
+	return command.OpenEngagement{
+		Connection: connection, Kind: string(f.kind), Namespace: f.namespace, Workload: workload,
+		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, ToPod: f.toPod,
+		Mount: f.mount, DockerMount: f.dockerDir,
+	}
+}
