@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,21 @@ func TokenIs(want string) func(string) bool {
 	}
 }
 
+// TokenHashIs makes the same check of the SHA-256 of a token, in hexadecimal.
+func TokenHashIs(want string) func(string) bool {
+	w, err := hex.DecodeString(want)
+	return func(got string) bool {
+		g := sha256.Sum256([]byte(got))
+		return err == nil && subtle.ConstantTimeCompare(w, g[:]) == 1
+	}
+}
+
+// Access is what one connection may do.
+type Access struct {
+	Check    func(token string) bool
+	ReadOnly bool
+}
+
 // Server serves an export to any number of clients. Its sessions survive their
 // connections for Keep, so one Server is to be kept for as long as the export.
 type Server struct {
@@ -51,7 +67,8 @@ type Server struct {
 	sessions map[string]*session
 }
 
-// NewServer serves export to those whose token check accepts. log may be nil.
+// NewServer serves export to those whose token check accepts; nil where each
+// connection has its own, see ServeAs. log may be nil.
 func NewServer(export Export, check func(token string) bool, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -74,6 +91,11 @@ func (s *Server) Close() {
 // Serve serves one connection until it ends, ctx does, or the client breaks the
 // protocol; it closes conn. A client that went away is no error.
 func (s *Server) Serve(ctx context.Context, conn net.Conn) error {
+	return s.ServeAs(ctx, conn, Access{Check: s.check})
+}
+
+// ServeAs is Serve for a connection of which the caller knows what it may do.
+func (s *Server) ServeAs(ctx context.Context, conn net.Conn, a Access) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
@@ -100,12 +122,13 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn) error {
 	if ver != version {
 		return refuse(unix.EPROTONOSUPPORT, fmt.Sprintf("this server speaks version %d of the protocol, the client %d", version, ver))
 	}
-	if !s.check(h.token) {
+	if a.Check == nil || !a.Check(h.token) {
 		return refuse(unix.EACCES, "the token is not of this engagement")
 	}
 	if len(h.client) < 16 {
 		return refuse(unix.EINVAL, "no client id")
 	}
+	h.readOnly = h.readOnly || a.ReadOnly
 	x, resumed, err := s.session(h)
 	if err != nil {
 		return refuse(Errno(err), err.Error())
@@ -119,7 +142,8 @@ func (s *Server) session(h hello) (*session, bool, error) {
 	if s.closed {
 		return nil, false, unix.ESHUTDOWN
 	}
-	key := h.client + "\x00" + h.root
+	// Who resumes a session must have what it began with.
+	key := fmt.Sprintf("%s\x00%s\x00%s\x00%v", h.token, h.client, h.root, h.readOnly)
 	if x := s.sessions[key]; x != nil && x.attach() {
 		return x, true, nil
 	}

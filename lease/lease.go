@@ -110,6 +110,17 @@ type EngagementSpec struct {
 	// Ports are the container ports whose traffic goes to the handler. Empty
 	// for replace means every port that the container declares.
 	Ports []Port `json:"ports,omitempty"`
+	// TokenHash is TokenHash of the secret with which the container's volumes
+	// are used; empty: nobody uses them. The secret itself never is in the
+	// cluster.
+	TokenHash string `json:"tokenHash,omitempty"`
+}
+
+// TokenHash is the SHA-256 of a token, in hexadecimal digits. A token is random
+// and long, so that its hash may be read by anybody.
+func TokenHash(token string) string {
+	h := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(h[:])
 }
 
 // Port is a container port and, where it differs, the port the handler listens on.
@@ -236,4 +247,21 @@ type Environment struct {
 	Env [][]byte `json:"env"` // KEY=value, sorted by key; values may hold any bytes but NUL
 	// Mounts are the paths of the container's volumes.
 	Mounts []string `json:"mounts"`
+	// Volumes are the same with what the agent finds there.
+	Volumes []Volume `json:"volumes,omitempty"`
+}
+
+// Volume is a mount of the engaged container.
+type Volume struct {
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readOnly,omitempty"` // mounted so by Kubernetes
+	File     bool   `json:"file,omitempty"`     // it is a single file (subPath) and no directory
+}
+
+// FilesAccess is what the manager tells an agent of a stream to its file server
+// (tunnel.KindFiles), as JSON in the header's Method: so the agent needs no state
+// of its own about engagements, and nothing has to arrive there first.
+type FilesAccess struct {
+	TokenHash string `json:"tokenHash"`          // of the only token to accept
+	ReadOnly  bool   `json:"readOnly,omitempty"` // the engagement may not write
 }

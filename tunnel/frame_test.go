@@ -14,6 +14,7 @@ var headers = []Header{ //nolint: a table of values, not state
 	{Kind: KindUDP, Dst: netip.MustParseAddrPort("[fd00::1]:53")},
 	{Kind: KindEcho, Dst: netip.AddrPortFrom(netip.MustParseAddr("10.96.0.10"), 0)},
 	{Kind: KindRPC, Method: "leases.renew"},
+	{Kind: KindFiles, Engagement: "e1", Method: `{"tokenHash":"00"}`},
 	{Kind: KindTCP, Dst: netip.AddrPortFrom(netip.Addr{}, 8080), Engagement: "e-01J9"},
 	{Kind: KindTCP, Engagement: strings.Repeat("e", 255), Method: strings.Repeat("m", 255)},
 }

@@ -22,6 +22,11 @@ const (
 	KindEcho Kind = 3
 	// KindRPC is a call named by Header.Method; see Call and ServeRPC.
 	KindRPC Kind = 4
+	// KindFiles is a reliable byte stream like KindTCP to the file server of
+	// the container that Header.Engagement engages; Dst is zero. It carries
+	// the protocol of package files. What the manager tells the agent of it
+	// (lease.FilesAccess) is in Header.Method.
+	KindFiles Kind = 5
 )
 
 // String returns the name used in logs.
@@ -35,6 +40,8 @@ func (k Kind) String() string {
 		return "echo"
 	case KindRPC:
 		return "rpc"
+	case KindFiles:
+		return "files"
 	}
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
@@ -55,7 +62,8 @@ type Header struct {
 	// Engagement names the engagement whose handler (or workload) is meant;
 	// empty means Dst is an ordinary address. At most 255 bytes.
 	Engagement string
-	// Method names the call of a KindRPC stream. At most 255 bytes.
+	// Method names the call of a KindRPC stream; see KindFiles too. At most
+	// 255 bytes.
 	Method string
 }
 
@@ -64,6 +72,8 @@ func (h Header) String() string {
 	switch {
 	case h.Kind == KindRPC:
 		return "rpc " + h.Method
+	case h.Kind == KindFiles:
+		return "files " + h.Engagement
 	case h.Engagement != "":
 		return fmt.Sprintf("%v %s port %d", h.Kind, h.Engagement, h.Dst.Port())
 	case h.Kind == KindEcho:
@@ -82,7 +92,7 @@ var errHeader = errors.New("malformed stream header")
 // 2 bytes of port.
 func appendHeader(b []byte, h Header) ([]byte, error) {
 	switch h.Kind {
-	case KindTCP, KindUDP, KindEcho, KindRPC:
+	case KindTCP, KindUDP, KindEcho, KindRPC, KindFiles:
 	default:
 		return nil, fmt.Errorf("encode stream header: unknown %v", h.Kind)
 	}
@@ -113,7 +123,7 @@ func parseHeader(b []byte) (Header, error) {
 		return h, errHeader
 	}
 	h.Kind = Kind(b[0])
-	if h.Kind < KindTCP || h.Kind > KindRPC {
+	if h.Kind < KindTCP || h.Kind > KindFiles {
 		return h, fmt.Errorf("%w: unknown %v", errHeader, h.Kind)
 	}
 	var err error

@@ -357,11 +357,23 @@ type VIFStatus struct {
 	RTTMicros int64    `json:"rttMicros"`
 	Subnets   []string `json:"subnets"`
 	Flows     int      `json:"flows"`
+	// Door is where the volume plugin is to dial (IP:port on the workspace's
+	// network), and DoorPin the key to demand there.
+	Door    string `json:"door,omitempty"`
+	DoorPin string `json:"doorPin,omitempty"`
 }
 
-// EngageHandler tells vif where an engagement's traffic goes.
+// EngageHandler tells vif where an engagement's traffic goes, and who may use its
+// volumes.
 type EngageHandler struct {
 	Engagement string       `json:"engagement"`
 	Address    string       `json:"address"` // 127.0.0.1
 	Ports      []event.Port `json:"ports"`
+	Volumes    *UseVolumes  `json:"volumes,omitempty"` // nil: nobody
+}
+
+// UseVolumes lets a volume plugin use the volumes of an engagement.
+type UseVolumes struct {
+	Token string `json:"token"` // of the engagement; a secret
+	Pin   string `json:"pin"`   // the volume plugin's
 }

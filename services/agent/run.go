@@ -12,6 +12,7 @@ import (
 	"berth.dev/services/agent/internal/health"
 	"berth.dev/services/agent/internal/link"
 	"berth.dev/services/agent/internal/port"
+	"berth.dev/services/agent/internal/volumes"
 	"berth.dev/tunnel"
 
 	"golang.org/x/sync/errgroup"
@@ -34,9 +35,16 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	env := environment.Read(os.Environ(), cfg.mounts)
+	vols := volumes.New(cfg.mounts, log)
+	defer vols.Close()
 	l := &link.Link{
 		Managers: cfg.managers, Pin: tunnel.Pin(cfg.pin), Identity: id, TokenFile: cfg.tokenFile, Engagement: cfg.engagement,
-		Client: "agent/" + version, Environment: func() lease.Environment { return env }, Log: log,
+		Client: "agent/" + version, Files: vols.Serve, Log: log,
+		Environment: func() lease.Environment {
+			e := env
+			e.Volumes = vols.List()
+			return e
+		},
 	}
 	ports := port.NewSet(cfg.engagement, l, log)
 	if err := ports.Listen(cfg.ports); err != nil {

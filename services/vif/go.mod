@@ -4,6 +4,7 @@ go 1.26.3
 
 require (
 	berth.dev/bus v0.0.0-00010101000000-000000000000
+	berth.dev/files v0.0.0
 	berth.dev/lease v0.0.0-00010101000000-000000000000
 	berth.dev/tunnel v0.0.0
 	github.com/miekg/dns v1.1.73
@@ -62,8 +63,9 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-replace berth.dev/bus => ../../bus
-
-replace berth.dev/tunnel => ../../tunnel
-
-replace berth.dev/lease => ../../lease
+replace (
+	berth.dev/bus => ../../bus
+	berth.dev/files => ../../files
+	berth.dev/lease => ../../lease
+	berth.dev/tunnel => ../../tunnel
+)

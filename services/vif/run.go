@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 	defer conn.Close()
 	log.Info("started", "version", version, "pin", id.Pin())
 	return connection.New(connection.Config{
-		ID: c.connection, Version: version, Pin: string(id.Pin()), Bus: conn,
+		ID: c.connection, Version: version, Identity: id, Bus: conn,
 		Dialer:     tunnelclient.New(id, names, version, log),
 		ResolvConf: resolv, Interface: c.iface, MTU: c.mtu, Logger: log,
 	}).Run(ctx)

@@ -41,7 +41,9 @@ type Link struct {
 	Engagement  string
 	Client      string
 	Environment func() lease.Environment
-	Log         *slog.Logger
+	// Files serves a stream of files to its end; nil refuses them.
+	Files func(context.Context, *tunnel.Request)
+	Log   *slog.Logger
 
 	mu      sync.Mutex
 	session *tunnel.Session
@@ -154,6 +156,10 @@ func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 		r, err := s.Accept(ctx)
 		if err != nil {
 			break
+		}
+		if r.Header.Kind == tunnel.KindFiles && r.Header.Engagement == l.Engagement && l.Files != nil {
+			calls.Go(func() { l.Files(ctx, r) })
+			continue
 		}
 		if r.Header.Kind != tunnel.KindRPC {
 			r.Refuse(tunnel.CodeDenied, "an agent takes no flows")

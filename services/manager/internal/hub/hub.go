@@ -35,6 +35,7 @@ type Hub struct {
 	clients map[string][]client          // by connection, oldest first
 	lastVIF map[string]time.Time         // when a connection's last vif session went
 	agents  map[string]map[string]*Agent // by engagement, by pod UID
+	files   map[string]string            // by engagement, UID of the pod whose volumes are used
 }
 
 type client struct {
@@ -71,7 +72,7 @@ func (a *Agent) SetTold(run bool) {
 
 // New returns an empty hub that calls changed after each arrival and loss.
 func New(changed func(connection, engagement string)) *Hub {
-	return &Hub{changed: changed, clients: map[string][]client{}, lastVIF: map[string]time.Time{}, agents: map[string]map[string]*Agent{}}
+	return &Hub{changed: changed, clients: map[string][]client{}, lastVIF: map[string]time.Time{}, agents: map[string]map[string]*Agent{}, files: map[string]string{}}
 }
 
 // AddClient registers a client's session; the returned function removes it.
@@ -167,11 +168,35 @@ func (h *Hub) AddAgent(engagement string, a *Agent) (remove func()) {
 			delete(h.agents[engagement], a.UID)
 			if len(h.agents[engagement]) == 0 {
 				delete(h.agents, engagement)
+				delete(h.files, engagement)
 			}
 		}
 		h.mu.Unlock()
 		h.changed("", engagement)
 	}
+}
+
+// FilesAgent is the agent whose volumes an engagement uses: the same for as long
+// as it is there, since only its file server knows what is open, and the volumes
+// of another pod may be others. Else that of the pod whose name comes first
+// (ordinal 0 of a StatefulSet). Nil if there is none.
+func (h *Hub) FilesAgent(engagement string) *Agent {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := h.agents[engagement]
+	if a := all[h.files[engagement]]; a != nil {
+		return a
+	}
+	var first *Agent
+	for _, a := range all {
+		if first == nil || a.Pod < first.Pod {
+			first = a
+		}
+	}
+	if first != nil {
+		h.files[engagement] = first.UID
+	}
+	return first
 }
 
 // Agents are the agents of an engagement, by pod UID.

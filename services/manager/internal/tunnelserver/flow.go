@@ -28,6 +28,8 @@ func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request) {
 		s.toClient(ctx, p, r)
 	case h.Kind == tunnel.KindRPC:
 		s.rpc(ctx, p, r)
+	case h.Kind == tunnel.KindFiles:
+		s.files(ctx, p, r)
 	case h.Engagement != "":
 		r.Refuse(tunnel.CodeDenied, "flows of an engagement come from its agents")
 	case !s.allowed(h.Dst.Addr()):
@@ -127,6 +129,43 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		_, _, err = tunnel.Relay(near, far)
 	}
 	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
+}
+
+// files carries a client's stream to the file server in an agent of its own
+// engagement, and tells that one which token to accept.
+func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request) {
+	id := r.Header.Engagement
+	e, ok := s.Cluster.Engagement(id)
+	switch {
+	case !ok || e.Connection != p.connection:
+		r.Refuse(tunnel.CodeNotFound, "no engagement "+id+" of this connection")
+		return
+	case e.TokenHash == "":
+		r.Refuse(tunnel.CodeDenied, "the engagement was made without volumes")
+		return
+	}
+	agent := s.Hub.FilesAgent(id)
+	if agent == nil {
+		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
+		return
+	}
+	octx, cancel := r.Context(ctx)
+	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
+	far, err := agent.Session.Open(octx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
+		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind == lease.Ingest})})
+	cancelTimeout()
+	cancel()
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return
+	}
+	near, err := r.Accept()
+	if err != nil {
+		far.Reset(tunnel.CodeCanceled)
+		return
+	}
+	n, m, err := tunnel.Relay(near, far)
+	s.Log.Debug("files ended", "engagement", id, "pod", agent.Pod, "sent", n, "received", m, "err", err)
 }
 
 // rpc answers a client's calls.

@@ -22,8 +22,9 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 )
 
-// cluster has one connection, "c", and one engagement of it, "e", whose agents
-// show the token "pod".
+// cluster has one connection, "c", and engagements of it: "e", whose agents show
+// the token "pod" or, in another pod, "pod2", and "n", which has no volumes; "x"
+// is another connection's.
 type cluster struct{ pins []string }
 
 func (c *cluster) Connection(_ context.Context, id string) (lease.ConnectionSpec, error) {
@@ -34,11 +35,23 @@ func (c *cluster) Connection(_ context.Context, id string) (lease.ConnectionSpec
 }
 
 func (c *cluster) Engagement(id string) (lease.EngagementSpec, bool) {
-	return lease.EngagementSpec{ID: "e", Connection: "c"}, id == "e"
+	switch id {
+	case "e":
+		return lease.EngagementSpec{ID: id, Connection: "c", Kind: lease.Ingest, TokenHash: "hash"}, true
+	case "n":
+		return lease.EngagementSpec{ID: id, Connection: "c"}, true
+	case "x":
+		return lease.EngagementSpec{ID: id, Connection: "d", TokenHash: "hash"}, true
+	}
+	return lease.EngagementSpec{}, false
 }
 
 func (c *cluster) PodOf(_ context.Context, token string) (name, uid, engagement string, err error) {
-	if token != "pod" {
+	switch token {
+	case "pod2":
+		return "p2", "u2", "e", nil
+	case "pod":
+	default:
 		return "", "", "", &tunnel.RPCError{Code: "permission_denied", Message: "bad token"}
 	}
 	return "p", "u", "e", nil
@@ -245,7 +258,7 @@ func TestEnvironmentIsTheCallersOwn(t *testing.T) {
 	}
 	env, err := ask("e")
 	if err != nil || len(env.Env) != 1 || string(env.Env[0]) != "A=\xff" || env.Mounts[0] != "/m" {
-		t.Errorf("%q, %v", env, err)
+		t.Errorf("%+v, %v", env, err)
 	}
 }
 
@@ -285,5 +298,73 @@ func TestEndsWithOpenFlows(t *testing.T) {
 	}
 	if _, err := io.ReadAll(udp); err == nil {
 		t.Error("a flow ended in good order although the server went away")
+	}
+}
+
+// A client's files come from an agent of its own engagement, the same one for as
+// long as it is there, which is told whose token to accept.
+func TestFilesComeFromOneAgent(t *testing.T) {
+	b := start(t)
+	vif := b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+	open := func(engagement string) (*tunnel.Stream, error) {
+		return vif.Open(t.Context(), tunnel.Header{Kind: tunnel.KindFiles, Engagement: engagement, Method: `{"tokenHash":"mine"}`})
+	}
+	for engagement, want := range map[string]error{
+		"e": syscall.EHOSTUNREACH, "n": syscall.EACCES, "x": syscall.ENOENT, "none": syscall.ENOENT,
+	} {
+		if _, err := open(engagement); !errors.Is(err, want) {
+			t.Errorf("engagement %s: %v, want %v", engagement, err, want)
+		}
+	}
+	agent := func(token string) *tunnel.Session {
+		key, _ := tunnel.NewIdentity()
+		s := b.mustDial(key, tunnel.Hello{Role: "agent", Token: token})
+		go func() {
+			for {
+				r, err := s.Accept(context.Background())
+				if err != nil {
+					return
+				}
+				if r.Header.Kind != tunnel.KindFiles {
+					r.Refuse(tunnel.CodeDenied, "")
+				} else if st, err := r.Accept(); err == nil {
+					fmt.Fprintf(st, "%s %s %s", token, r.Header.Engagement, r.Header.Method)
+					st.CloseWrite()
+				}
+			}
+		}()
+		return s
+	}
+	from := func(want string) {
+		t.Helper()
+		var got string
+		for deadline := time.Now().Add(5 * time.Second); got != want+` e {"tokenHash":"hash","readOnly":true}`; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("want %s, got %q", want, got)
+			}
+			if s, err := open("e"); err == nil {
+				all, _ := io.ReadAll(s)
+				got = string(all)
+				s.Close()
+			}
+		}
+	}
+	second := agent("pod2")
+	from("pod2")
+	agent("pod")
+	for len(b.srv.Hub.Agents("e")) != 2 {
+		time.Sleep(time.Millisecond)
+	}
+	from("pod2") // although the other one's name comes first
+	second.Close()
+	from("pod")
+}
+
+// An agent opens no files.
+func TestAgentsOpenNoFiles(t *testing.T) {
+	b := start(t)
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	if _, err := agent.Open(t.Context(), tunnel.Header{Kind: tunnel.KindFiles, Engagement: "e"}); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("%v, want denied", err)
 	}
 }

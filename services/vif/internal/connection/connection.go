@@ -13,7 +13,9 @@ package connection
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -24,9 +26,11 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
+	"berth.dev/services/vif/internal/door"
 	"berth.dev/services/vif/internal/engaged"
 	"berth.dev/services/vif/internal/resolvconf"
 	"berth.dev/services/vif/internal/tunnelclient"
+	"berth.dev/tunnel"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -43,7 +47,7 @@ type Dialer interface {
 type Config struct {
 	ID         string // of the connection
 	Version    string
-	Pin        string // of the key with which Dialer proves itself
+	Identity   *tunnel.Identity // the key with which Dialer proves itself
 	Bus        *bus.Conn
 	Dialer     Dialer
 	ResolvConf *resolvconf.File
@@ -58,6 +62,7 @@ type Connection struct {
 	log     *slog.Logger
 	link    link
 	engaged *engaged.Table
+	door    *door.Door
 	wake    chan struct{} // interrupts the wait before the next attempt
 
 	mu        sync.Mutex
@@ -68,6 +73,7 @@ type Connection struct {
 	plane     *plane          // nil while the VIF is down
 	transport string
 	subnets   []string
+	doorAddr  string // where the volume plugin comes in, once Run listens
 }
 
 // order is a TunnelOpen, taken apart.
@@ -79,7 +85,9 @@ type order struct {
 
 // New returns a connection that does nothing yet.
 func New(cfg Config) *Connection {
-	return &Connection{cfg: cfg, log: cfg.Logger, engaged: engaged.New(cfg.Logger), wake: make(chan struct{}, 1)}
+	c := &Connection{cfg: cfg, log: cfg.Logger, engaged: engaged.New(cfg.Logger), wake: make(chan struct{}, 1)}
+	c.door = door.New(cfg.Identity, &c.link, cfg.Logger)
+	return c
 }
 
 // Run serves the commands until ctx ends or the bus is lost, then undoes
@@ -91,6 +99,9 @@ func (c *Connection) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.group, c.ctx = g, ctx
 	c.mu.Unlock()
+	if err := c.openDoor(ctx, g); err != nil {
+		return err
+	}
 	svc, err := c.cfg.Bus.Serve(subject.VIF, c.cfg.Version)
 	if err != nil {
 		return err
@@ -113,11 +124,29 @@ func (c *Connection) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	c.state(ctx, event.VIFStarted{Version: c.cfg.Version, Pin: c.cfg.Pin})
+	c.state(ctx, event.VIFStarted{Version: c.cfg.Version, Pin: string(c.cfg.Identity.Pin())})
 	<-ctx.Done()
 	svc.Stop()
 	release()
 	return g.Wait()
+}
+
+// openDoor listens where the bus is reached from: on the workspace's network,
+// and on no other that the container is in.
+func (c *Connection) openDoor(ctx context.Context, g *errgroup.Group) error {
+	host, _, err := net.SplitHostPort(c.cfg.Bus.NC.LocalAddr())
+	if err != nil {
+		return fmt.Errorf("find the container's address on the workspace's network: %w", err)
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return fmt.Errorf("listen for the volume plugin: %w", err)
+	}
+	c.mu.Lock()
+	c.doorAddr = l.Addr().String()
+	c.mu.Unlock()
+	g.Go(func() error { return c.door.Run(ctx, l) })
+	return nil
 }
 
 func (c *Connection) handle(svc *bus.Service) error {
@@ -222,7 +251,7 @@ func (c *Connection) status(context.Context, command.None) (command.VIFStatus, e
 	s := c.link.get()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := command.VIFStatus{Subnets: append([]string{}, c.subnets...), Flows: c.engaged.Flows()}
+	st := command.VIFStatus{Subnets: append([]string{}, c.subnets...), Flows: c.engaged.Flows(), Door: c.doorAddr, DoorPin: c.door.Pin()}
 	if s != nil && s.Err() == nil {
 		st.TunnelUp, st.Transport, st.RTTMicros = true, c.transport, s.RTT().Microseconds()
 	}
@@ -256,6 +285,12 @@ func (c *Connection) engage(_ context.Context, req command.EngageHandler) (comma
 		}
 		ports = append(ports, engaged.Port{Container: p.Container, Handler: handler, UDP: udp})
 	}
+	if v := req.Volumes; v != nil {
+		if v.Token == "" || v.Pin == "" {
+			return command.Accepted{}, invalid("volumes need both a token and a pin")
+		}
+		c.door.Grant(req.Engagement, door.Grant{Token: v.Token, Pin: tunnel.Pin(v.Pin)})
+	}
 	already := c.engaged.Set(req.Engagement, address, ports)
 	return command.Accepted{ID: req.Engagement, Already: already}, nil
 }
@@ -264,6 +299,7 @@ func (c *Connection) disengage(_ context.Context, req command.EngagementRef) (co
 	if !subject.Valid(req.Engagement) {
 		return command.Accepted{}, invalid("engagement %q is not an id", req.Engagement)
 	}
+	c.door.Revoke(req.Engagement)
 	return command.Accepted{ID: req.Engagement, Already: !c.engaged.Remove(req.Engagement)}, nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
+	"berth.dev/files"
 	"berth.dev/services/vif/internal/farside"
 	"berth.dev/services/vif/internal/nstest"
 	"berth.dev/services/vif/internal/resolvconf"
@@ -142,8 +143,12 @@ func runConnection(m *manager, resolv string) bustest.Run {
 		if err != nil {
 			return err
 		}
+		key, err := tunnel.NewIdentity()
+		if err != nil {
+			return err
+		}
 		return New(Config{
-			ID: id, Version: "0.1.0", Pin: "pin", Bus: conn, Dialer: m, ResolvConf: f,
+			ID: id, Version: "0.1.0", Identity: key, Bus: conn, Dialer: m, ResolvConf: f,
 			Interface: iface, MTU: 65520, Logger: slog.New(slog.DiscardHandler),
 		}).Run(ctx)
 	}
@@ -340,6 +345,47 @@ func TestLife(t *testing.T) {
 		}
 	})
 
+	t.Run("the volume plugin comes in while an engagement lets it", func(t *testing.T) {
+		key, _ := tunnel.NewIdentity()
+		st, err := bus.Call(t.Context(), r.conn, command.VIFState, id, command.None{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dial := func() (*tunnel.Session, error) {
+			c, err := net.Dial("tcp", st.Door)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, _, err := tunnel.Dial(t.Context(), c, key, tunnel.Pin(st.DoorPin), tunnel.Hello{Role: files.RoleVolumes}, tunnel.Config{})
+			return s, err
+		}
+		if _, err := dial(); err == nil {
+			t.Error("let in before engage")
+		}
+		req := command.EngageHandler{Engagement: "e2", Volumes: &command.UseVolumes{Token: "secret", Pin: string(key.Pin())}}
+		if _, err := bus.Call(t.Context(), r.conn, command.Engage, id, req); err != nil {
+			t.Fatal(err)
+		}
+		s, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		token := func() (string, error) {
+			a, err := tunnel.Call[files.TokenRequest, files.TokenAnswer](t.Context(), s, files.MethodToken, files.TokenRequest{Engagement: "e2"})
+			return a.Token, err
+		}
+		if got, err := token(); got != "secret" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		if _, err := bus.Call(t.Context(), r.conn, command.Disengage, id, command.EngagementRef{Engagement: "e2"}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := token(); got != "" || err == nil {
+			t.Errorf("after disengage: %q, %v", got, err)
+		}
+	})
+
 	t.Run("the tunnel is lost and comes back", func(t *testing.T) {
 		before := linkIndex(t)
 		r.setRefusal(fault.New(fault.PermissionDenied, "", "not now"))
@@ -446,7 +492,7 @@ func TestConformance(t *testing.T) {
 			{Verb: command.Credentials.Verb, Valid: order1.Access, Bad: []any{plugin.Access}},
 			{Verb: command.VIFState.Verb, Valid: command.None{}},
 			{Verb: command.Engage.Verb, Valid: command.EngageHandler{Engagement: "e1", Ports: []event.Port{{Container: 80, Protocol: "TCP"}}},
-				Bad: []any{command.EngageHandler{Engagement: "E 1"}, command.EngageHandler{Engagement: "e1", Address: "nowhere"}, command.EngageHandler{Engagement: "e1", Ports: []event.Port{{Container: 80, Protocol: "SCTP"}}}}},
+				Bad: []any{command.EngageHandler{Engagement: "E 1"}, command.EngageHandler{Engagement: "e1", Address: "nowhere"}, command.EngageHandler{Engagement: "e1", Volumes: &command.UseVolumes{Pin: "p"}}, command.EngageHandler{Engagement: "e1", Ports: []event.Port{{Container: 80, Protocol: "SCTP"}}}}},
 			{Verb: command.Disengage.Verb, Valid: command.EngagementRef{Engagement: "e1"}, Bad: []any{command.EngagementRef{}}},
 		},
 		Gone: func(t *testing.T) {
