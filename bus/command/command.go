@@ -43,9 +43,12 @@ var (
 	EngagementOpen  = Spec[OpenEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-open"}
 	EngagementClose = Spec[CloseEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-close"}
 	StateGet        = Spec[None, State]{Service: subject.Connector, Verb: "state-get"}
-	WorkloadsList   = Spec[ListWorkloads, Workloads]{Service: subject.Connector, Verb: "workloads-list"}
-	Install         = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "install"}
-	Uninstall       = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "uninstall"}
+	// EngagementEnvironment is how values of the environment reach who holds the
+	// engagement: in the reply, and nowhere else.
+	EngagementEnvironment = Spec[EngagementRef, Environment]{Service: subject.Connector, Verb: "engagement-environment"}
+	WorkloadsList         = Spec[ListWorkloads, Workloads]{Service: subject.Connector, Verb: "workloads-list"}
+	Install               = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "install"}
+	Uninstall             = Spec[InstallCluster, Accepted]{Service: subject.Connector, Verb: "uninstall"}
 
 	// ---- runner ----
 	NetworkJoin     = Spec[JoinNetwork, Accepted]{Service: subject.Runner, Verb: "network-join"}
@@ -54,6 +57,7 @@ var (
 	HandlerCheck    = Spec[CheckHandler, CheckedHandler]{Service: subject.Runner, Verb: "handler-check"}
 	HandlerCreate   = Spec[CreateHandler, Accepted]{Service: subject.Runner, Verb: "handler-create"}
 	HandlerStart    = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-start"}
+	HandlerHealth   = Spec[EngagementRef, Health]{Service: subject.Runner, Verb: "handler-health"}
 	HandlerStop     = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-stop"}
 	ContainerCreate = Spec[CreateContainer, CreatedContainer]{Service: subject.Runner, Verb: "container-create"}
 
@@ -66,6 +70,7 @@ var (
 	Credentials = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
 	VIFState    = Spec[None, VIFStatus]{Service: subject.VIF, Verb: "state", PerConnection: true}
 	Engage      = Spec[EngageHandler, Accepted]{Service: subject.VIF, Verb: "engage", PerConnection: true}
+	Listening   = Spec[AskListening, ListeningPorts]{Service: subject.VIF, Verb: "listening", PerConnection: true}
 	Disengage   = Spec[EngagementRef, Accepted]{Service: subject.VIF, Verb: "disengage", PerConnection: true}
 )
 
@@ -121,6 +126,14 @@ type OpenEngagement struct {
 	// DockerMount is the folder in the handler below which they are mounted, as
 	// given with --docker-mount. It wins over a folder in Mount.
 	DockerMount string `json:"dockerMount,omitempty"`
+	// Wait says what is waited for before the traffic goes to the handler: none
+	// (its start), listening (its TCP and UDP ports) or healthy (what its image's
+	// HEALTHCHECK says, or its ports where there is none). Empty is listening
+	// for a container, and none where the handler is the caller's.
+	Wait string `json:"wait,omitempty"`
+	// WaitMillis fails the engagement if that takes longer; 0: it may take as
+	// long as it takes, and the workload's own pods answer meanwhile.
+	WaitMillis int64 `json:"waitMillis,omitempty"`
 	// Holder is the presence subject (subject.Live) whose owner must live for
 	// the engagement to live; empty: nobody in particular.
 	Holder string `json:"holder,omitempty"`
@@ -137,6 +150,19 @@ type Handler struct {
 	// Attach: the caller attaches to the container after HandlerCreated and
 	// sends HandlerStart itself; otherwise connector starts it at once.
 	Attach bool `json:"attach,omitempty"`
+}
+
+// Values of OpenEngagement.Wait.
+const (
+	WaitNone      = "none"
+	WaitListening = "listening"
+	WaitHealthy   = "healthy"
+)
+
+// Environment is what an engagement's handler has, and is given to nobody else.
+type Environment struct {
+	Env    [][]byte `json:"env"` // KEY=value; values may hold any bytes but NUL
+	Mounts []string `json:"mounts,omitempty"`
 }
 
 // CloseEngagement ends an engagement, by id or by name (workload/container or workload).
@@ -290,6 +316,14 @@ type EngagementRef struct {
 	Engagement string `json:"engagement"`
 }
 
+// Health is what the engine knows of a handler.
+type Health struct {
+	Running bool `json:"running"`
+	// Health is healthy, unhealthy or starting; empty: the image has no
+	// HEALTHCHECK.
+	Health string `json:"health,omitempty"`
+}
+
 // CreateContainer creates a container on a connection's network that is no
 // handler: curl, docker-run. The caller attaches and starts it through the engine.
 type CreateContainer struct {
@@ -376,4 +410,16 @@ type EngageHandler struct {
 type UseVolumes struct {
 	Token string `json:"token"` // of the engagement; a secret
 	Pin   string `json:"pin"`   // the volume plugin's
+}
+
+// AskListening asks on which of the ports somebody listens.
+type AskListening struct {
+	Address string       `json:"address"` // 127.0.0.1
+	Ports   []event.Port `json:"ports"`
+}
+
+// ListeningPorts is the reply: those on which nobody does yet. UDP ports of
+// another machine cannot be told, and are not among them.
+type ListeningPorts struct {
+	Missing []event.Port `json:"missing"`
 }

@@ -236,14 +236,23 @@ type HandlerFailed struct {
 
 // HandlerStarted: the handler's process runs.
 type HandlerStarted struct {
-	Container string `json:"container"`
+	Container   string `json:"container"`
+	ContainerID string `json:"containerID,omitempty"`
+}
+
+// HandlerReady: what was waited for has come true, and the traffic may go to the
+// handler.
+type HandlerReady struct {
+	By     string `json:"by"`     // none, listening or healthy
+	Millis int64  `json:"millis"` // since the handler was started
 }
 
 // HandlerExited: the handler's container has ended.
 type HandlerExited struct {
-	Container string `json:"container"`
-	ExitCode  int    `json:"exitCode"`
-	OOMKilled bool   `json:"oomKilled,omitempty"`
+	Container   string `json:"container"`
+	ContainerID string `json:"containerID,omitempty"`
+	ExitCode    int    `json:"exitCode"`
+	OOMKilled   bool   `json:"oomKilled,omitempty"`
 }
 
 // EngagementActive: the workload's traffic arrives at the handler.

@@ -7,7 +7,7 @@ import "berth.dev/bus/subject"
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
-		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
@@ -106,6 +106,11 @@ func (HandlerFailed) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (HandlerStarted) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Runner, "handler-started"
+}
+
+// Fact implements Data.
+func (HandlerReady) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Connector, "handler-ready"
 }
 
 // Fact implements Data.

@@ -146,6 +146,7 @@ func (r *runner) answer(conn *bus.Conn) (stop func(), err error) {
 		func() error { return bus.Handle(svc, command.HandlerCheck, "", r.handlers.Check) },
 		func() error { return bus.Handle(svc, command.HandlerCreate, "", r.handlers.Create) },
 		func() error { return bus.Handle(svc, command.HandlerStart, "", r.handlers.Start) },
+		func() error { return bus.Handle(svc, command.HandlerHealth, "", r.handlers.Health) },
 		func() error { return bus.Handle(svc, command.HandlerStop, "", r.handlers.Stop) },
 		func() error { return bus.Handle(svc, command.ContainerCreate, "", r.guests.Create) },
 	} {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
@@ -27,6 +28,8 @@ type engageFlags struct {
 	mount     string
 	dockerDir string
 	message   string
+	wait      string
+	waitLimit time.Duration
 }
 
 func (f *engageFlags) register(fs *flag.FlagSet) {
@@ -36,6 +39,10 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
 	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
 	fs.StringVar(&f.message, "wait-message", "", "`TEXT` to print when the engagement is active")
+	if f.kind != lease.Ingest {
+		fs.StringVar(&f.wait, "wait", "", "what of the handler is waited for `UNTIL` the traffic goes to it: none, listening (its ports; the default) or healthy (its image's HEALTHCHECK, or its ports where there is none)")
+		fs.DurationVar(&f.waitLimit, "wait-limit", 0, "fail if that takes longer than `DURATION` (default: as long as the handler runs; the workload's own pods answer meanwhile)")
+	}
 	switch f.kind {
 	case lease.Replace:
 		fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares)")
@@ -71,6 +78,14 @@ func (f *engageFlags) check(l usage.Line) error {
 	}
 	if err := f.checkMounts(); err != nil {
 		return err
+	}
+	switch f.wait {
+	case "", command.WaitNone, command.WaitListening, command.WaitHealthy:
+	default:
+		return fault.New(fault.InvalidArgument, "--wait listening", "--wait is none, listening or healthy, not %q", f.wait)
+	}
+	if f.waitLimit < 0 || f.waitLimit > 0 && f.wait == command.WaitNone {
+		return fault.New(fault.InvalidArgument, "--wait listening --wait-limit 60s", "--wait-limit %v: nothing to wait for", f.waitLimit)
 	}
 	run := name + " " + l.Words[0] + " --docker-run -- IMAGE"
 	switch {
@@ -119,5 +134,6 @@ func (f *engageFlags) request(connection, workload string) command.OpenEngagemen
 		Connection: connection, Kind: string(f.kind), Namespace: f.namespace, Workload: workload,
 		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, ToPod: f.toPod,
 		Mount: f.mount, DockerMount: f.dockerDir,
+		Wait: f.wait, WaitMillis: f.waitLimit.Milliseconds(),
 	}
 }

@@ -295,6 +295,9 @@ func (h *handling) see(e event.Envelope) {
 	if _, ok := event.Decode[event.HandlerStarted](e); ok {
 		step("handler started", "")
 	}
+	if f, ok := event.Decode[event.HandlerReady](e); ok && f.By != command.WaitNone {
+		step("handler ready", "%s", f.By)
+	}
 	if f, ok := event.Decode[event.EngagementActive](e); ok {
 		step("active", "ports %s", ports(f.Ports))
 		if h.message != "" {

@@ -32,13 +32,15 @@ import (
 // Stage is where an engagement stands.
 type Stage string
 
-// The stages. Running: the handler runs, traffic does not yet come to it.
+// The stages. Started: the handler runs, and is waited for. Running: traffic may
+// come to it, and does not yet.
 // Restoring has two halves, which end in either order: the workload's (Restored:
 // the Lease is gone) and the handler's (Stopped: the handler is).
 const (
 	Requested Stage = "requested"
 	Prepared  Stage = "prepared"
 	Created   Stage = "created"
+	Started   Stage = "started"
 	Running   Stage = "running"
 	Active    Stage = "active"
 	Restoring Stage = "restoring"
@@ -50,7 +52,7 @@ const (
 // Phase is the stage as records show it (command.Engagement.Phase).
 func (s Stage) Phase() string {
 	switch s {
-	case Running:
+	case Started, Running:
 		return "created"
 	case Restored, Stopped, Over:
 		return "restoring"
@@ -75,6 +77,7 @@ const (
 	LeaseGone        On = "lease gone"        // the Lease is deleted
 	HandlerCreated   On = "handler created"   // fact (runner)
 	HandlerStarted   On = "handler started"   // fact (runner)
+	HandlerReady     On = "handler ready"     // AwaitReady is done
 	HandlerFailed    On = "handler failed"    // fact (runner)
 	HandlerExited    On = "handler exited"    // fact (runner)
 	EndAsked         On = "end asked"         // leave, quit, interrupted, client gone (command, presence)
@@ -93,6 +96,7 @@ const (
 	Environment   Do = "manager: environment"
 	CreateHandler Do = "runner: handler-create"
 	StartHandler  Do = "runner: handler-start"
+	AwaitReady    Do = "await: handler ready"
 	Divert        Do = "lease: handler=run"
 	Disengage     Do = "vif: disengage"
 	StopHandler   Do = "runner: handler-stop"
@@ -108,6 +112,7 @@ type Say string
 const (
 	Nothing      Say = ""
 	SayPrepared  Say = "workload-prepared"
+	SayReady     Say = "handler-ready"
 	SayActive    Say = "active"
 	SayPods      Say = "pods-changed"
 	SayRestoring Say = "restoring"
@@ -133,6 +138,7 @@ type Input struct {
 	Ports     []event.Port
 	Method    string
 	Container string
+	By        string // what HandlerReady was told by
 	ExitCode  int
 	Cause     string
 	Error     *fault.Error
@@ -151,6 +157,8 @@ type State struct {
 	Method    string
 	Handler   string // container's name
 	Started   bool   // the handler's process ran
+	StartedAt time.Time
+	By        string // what was waited for
 	ExitCode  *int
 	Cause     string
 	Error     *fault.Error // makes the end a failure
@@ -194,7 +202,9 @@ func (s State) learn(in Input) State {
 	case HandlerCreated:
 		s.Handler = in.Container
 	case HandlerStarted:
-		s.Started = true
+		s.Started, s.StartedAt = true, in.At
+	case HandlerReady:
+		s.By = in.By
 	case HandlerExited:
 		if s.ExitCode == nil {
 			code := in.ExitCode

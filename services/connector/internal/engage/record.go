@@ -13,6 +13,12 @@ func (s State) Fact(say Say) event.Data {
 	switch say {
 	case SayPrepared:
 		return event.WorkloadPrepared{Pods: s.Pods, Ports: s.Ports, Method: s.Method, Millis: s.millis()}
+	case SayReady:
+		since := s.Since // of a handler that is the caller's
+		if s.Started {
+			since = s.StartedAt
+		}
+		return event.HandlerReady{By: s.By, Millis: s.now.Sub(since).Milliseconds()}
 	case SayActive:
 		return event.EngagementActive{Pods: s.Pods, Ports: s.Ports, Millis: s.millis()}
 	case SayPods:

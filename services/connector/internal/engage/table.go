@@ -14,7 +14,7 @@ type Row struct {
 }
 
 var (
-	live  = []Stage{Requested, Prepared, Created, Running, Active}
+	live  = []Stage{Requested, Prepared, Created, Started, Running, Active}
 	undo  = []Do{Disengage, StopHandler, Release}
 	purge = []Do{Disengage, StopHandler, Delete} // what the manager gave up, connector deletes
 )
@@ -25,10 +25,11 @@ var Table = []Row{
 	// From            On                If        Say           Do                                             To
 	{in(Requested), WorkloadPrepared, Attach, SayPrepared, does(Redirect, Environment, CreateHandler), Prepared},
 	{in(Requested), WorkloadPrepared, Detached, SayPrepared, does(Redirect, Environment, CreateHandler), Prepared},
-	{in(Requested), WorkloadPrepared, Caller, SayPrepared, does(Redirect, Divert), Running},
+	{in(Requested), WorkloadPrepared, Caller, SayPrepared, does(Redirect, AwaitReady), Started},
 	{in(Prepared), HandlerCreated, Attach, Nothing, nil, Created},
 	{in(Prepared), HandlerCreated, Detached, Nothing, does(StartHandler), Created},
-	{in(Prepared, Created), HandlerStarted, Always, Nothing, does(Divert), Running},
+	{in(Prepared, Created), HandlerStarted, Always, Nothing, does(AwaitReady), Started},
+	{in(Started), HandlerReady, Always, SayReady, does(Divert), Running},
 	{in(Running), TrafficDiverted, Always, SayActive, nil, Active},
 	{in(Active), PodsChanged, Always, SayPods, nil, Active},
 

@@ -26,6 +26,8 @@ func input(on On) Input {
 		i.Pods, i.Method = []string{"web-1"}, "surge"
 	case HandlerCreated, HandlerStarted:
 		i.Container = "intercept-web-8080"
+	case HandlerReady:
+		i.By = "listening"
 	case HandlerExited:
 		i.ExitCode = 7
 	case EndAsked:
@@ -75,9 +77,9 @@ const (
 
 func up(mode If) []On {
 	if mode == Caller {
-		return []On{WorkloadPrepared, TrafficDiverted}
+		return []On{WorkloadPrepared, HandlerReady, TrafficDiverted}
 	}
-	return []On{WorkloadPrepared, HandlerCreated, HandlerStarted, TrafficDiverted}
+	return []On{WorkloadPrepared, HandlerCreated, HandlerStarted, HandlerReady, TrafficDiverted}
 }
 
 func TestLives(t *testing.T) {
@@ -91,13 +93,13 @@ func TestLives(t *testing.T) {
 		exit  any
 	}{
 		{"handler exits", Attach, append(up(Attach), HandlerExited, HandlerGone, LeaseGone),
-			"workload-prepared active restoring ended", upDo + ", lease: handler=run, " + undoDo, "handler exited", 7},
+			"workload-prepared handler-ready active restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "handler exited", 7},
 		{"left, the handler stops first", Attach, append(up(Attach), EndAsked, HandlerExited, HandlerGone, LeaseGone),
-			"workload-prepared active restoring ended", upDo + ", lease: handler=run, " + undoDo, "leave", 7},
+			"workload-prepared handler-ready active restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", 7},
 		{"left, the workload is restored first", Detached, append(up(Detached), EndAsked, LeaseGone, HandlerExited, HandlerGone),
-			"workload-prepared active restoring ended", upDo + ", runner: handler-start, lease: handler=run, " + undoDo, "leave", 7},
+			"workload-prepared handler-ready active restoring ended", upDo + ", runner: handler-start, await: handler ready, lease: handler=run, " + undoDo, "leave", 7},
 		{"without a container", Caller, append(up(Caller), EndAsked, HandlerGone, LeaseGone),
-			"workload-prepared active restoring ended", "vif: engage, lease: handler=run, " + undoDo, "leave", nil},
+			"workload-prepared handler-ready active restoring ended", "vif: engage, await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"interrupted before the workload is prepared", Attach, []On{EndAsked, HandlerGone, LeaseGone},
 			"restoring ended", undoDo, "leave", nil},
 		{"interrupted before the handler is created", Attach, []On{WorkloadPrepared, EndAsked, HandlerGone, LeaseGone},
@@ -105,11 +107,15 @@ func TestLives(t *testing.T) {
 		{"interrupted while the handler is being created", Attach, []On{WorkloadPrepared, EndAsked, HandlerCreated, HandlerGone, LeaseGone},
 			"workload-prepared restoring ended", upDo + ", " + undoDo + ", runner: handler-stop", "leave", nil},
 		{"the handler exits before traffic comes", Attach, []On{WorkloadPrepared, HandlerCreated, HandlerStarted, HandlerExited, TrafficDiverted, HandlerGone, LeaseGone},
-			"workload-prepared restoring ended", upDo + ", lease: handler=run, " + undoDo, "handler exited", 7},
-		{"started overtakes created", Attach, []On{WorkloadPrepared, HandlerStarted, HandlerCreated, TrafficDiverted, EndAsked, HandlerGone, LeaseGone},
-			"workload-prepared active restoring ended", upDo + ", lease: handler=run, " + undoDo, "leave", nil},
+			"workload-prepared restoring ended", upDo + ", await: handler ready, " + undoDo, "handler exited", 7},
+		{"ready before its start is told", Attach, []On{WorkloadPrepared, HandlerCreated, HandlerReady, EndAsked, HandlerGone, LeaseGone},
+			"workload-prepared restoring ended", upDo + ", " + undoDo, "leave", nil},
+		{"it never gets ready", Attach, []On{WorkloadPrepared, HandlerCreated, HandlerStarted, CommandFailed, HandlerExited, HandlerGone, LeaseGone},
+			"workload-prepared restoring failed", upDo + ", await: handler ready, " + undoDo, "", 7},
+		{"started overtakes created", Attach, []On{WorkloadPrepared, HandlerStarted, HandlerCreated, HandlerReady, TrafficDiverted, EndAsked, HandlerGone, LeaseGone},
+			"workload-prepared handler-ready active restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"pods move", Attach, append(up(Attach), PodsChanged, EndAsked, HandlerGone, LeaseGone),
-			"workload-prepared active pods-changed restoring ended", upDo + ", lease: handler=run, " + undoDo, "leave", nil},
+			"workload-prepared handler-ready active pods-changed restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"a command fails", Attach, []On{WorkloadPrepared, CommandFailed, HandlerGone, LeaseGone},
 			"workload-prepared restoring failed", upDo + ", " + undoDo, "", nil},
 		{"the container cannot be created", Attach, []On{WorkloadPrepared, HandlerFailed, HandlerGone, LeaseGone},
@@ -119,11 +125,11 @@ func TestLives(t *testing.T) {
 		{"the manager fails at once", Attach, []On{ManagerFailed, HandlerGone, LeaseGone},
 			"restoring failed", "vif: disengage, runner: handler-stop, lease: delete", "", nil},
 		{"the manager fails while restoring", Attach, append(up(Attach), EndAsked, ManagerFailed, HandlerGone, LeaseGone),
-			"workload-prepared active restoring failed", upDo + ", lease: handler=run, " + undoDo + ", lease: delete", "", nil},
+			"workload-prepared handler-ready active restoring failed", upDo + ", await: handler ready, lease: handler=run, " + undoDo + ", lease: delete", "", nil},
 		{"the lease is taken away", Attach, append(up(Attach), LeaseGone, HandlerExited, HandlerGone),
-			"workload-prepared active restoring failed", upDo + ", lease: handler=run, vif: disengage, runner: handler-stop", "", 7},
+			"workload-prepared handler-ready active restoring failed", upDo + ", await: handler ready, lease: handler=run, vif: disengage, runner: handler-stop", "", 7},
 		{"the cluster does not answer at the end", Attach, append(up(Attach), EndAsked, HandlerExited, HandlerGone, TimeOver),
-			"workload-prepared active restoring failed", upDo + ", lease: handler=run, " + undoDo, "", 7},
+			"workload-prepared handler-ready active restoring failed", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "", 7},
 		{"a command that fails because of the end", Attach, []On{WorkloadPrepared, EndAsked, CommandFailed, HandlerGone, LeaseGone},
 			"workload-prepared restoring ended", upDo + ", " + undoDo, "leave", nil},
 	} {
@@ -177,7 +183,7 @@ func TestLives(t *testing.T) {
 	}
 }
 
-var all = []On{WorkloadPrepared, TrafficDiverted, PodsChanged, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerFailed, HandlerExited, EndAsked, CommandFailed, HandlerGone, TimeOver}
+var all = []On{WorkloadPrepared, TrafficDiverted, PodsChanged, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerReady, HandlerFailed, HandlerExited, EndAsked, CommandFailed, HandlerGone, TimeOver}
 
 func TestTableIsSound(t *testing.T) {
 	seen := map[string]bool{}
@@ -249,7 +255,7 @@ func TestRecord(t *testing.T) {
 	if r := s.Record(); r.Phase != "created" || r.Handler != "intercept-web-8080" || r.Name != "web" || len(r.Pods) != 1 {
 		t.Errorf("%+v", r)
 	}
-	s, _, _ = replay(s, TrafficDiverted)
+	s, _, _ = replay(s, HandlerReady, TrafficDiverted)
 	if r := s.Record(); r.Phase != "active" {
 		t.Errorf("%+v", r)
 	}

@@ -30,6 +30,10 @@ func (l *Live) worker() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(l.forward, stepWithin)
+		if d == engage.AwaitReady {
+			cancel()
+			ctx, cancel = context.WithCancel(l.forward) // it has a limit of its own, or none
+		}
 		err = l.step(ctx, d, &env)
 		cancel()
 		if err != nil {
@@ -61,6 +65,11 @@ func (l *Live) step(ctx context.Context, d engage.Do, env *lease.Environment) (e
 		*env = lease.Environment{}
 	case engage.StartHandler:
 		_, err = bus.Call(ctx, l.w.Bus, command.HandlerStart, "", command.EngagementRef{Engagement: id})
+	case engage.AwaitReady:
+		var by string
+		if by, err = l.awaitReady(ctx); err == nil {
+			l.put(engage.Input{On: engage.HandlerReady, By: by})
+		}
 	case engage.Divert:
 		err = l.patient(ctx, func(ctx context.Context) error {
 			return l.plan.conn.Cluster.Annotate(ctx, l.plan.ref, lease.AnnotationHandler, lease.HandlerRun)

@@ -44,6 +44,18 @@ func validate(req *command.OpenEngagement) error {
 	if _, err := netip.ParseAddr(req.Address); err != nil {
 		return bad("--address 127.0.0.1", "--address %s: not an IP address", req.Address)
 	}
+	switch req.Wait {
+	case "", command.WaitNone, command.WaitListening:
+	case command.WaitHealthy:
+		if req.Handler == nil {
+			return bad("--wait listening", "--wait healthy needs a handler in a container")
+		}
+	default:
+		return bad("--wait listening", "--wait is none, listening or healthy, not %q", req.Wait)
+	}
+	if req.WaitMillis < 0 {
+		return bad("", "the limit of the wait is negative")
+	}
 	if req.Holder != "" {
 		// Its owner is asked whether it lives by a request: that must not become
 		// a way to send commands in connector's name.

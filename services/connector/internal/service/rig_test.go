@@ -236,6 +236,8 @@ type fakeRunner struct {
 	mu      sync.Mutex
 	refuse  error // of handler-check
 	noVIF   bool
+	deaf    int    // how many times yet nobody is told to listen; negative: always
+	health  string // of the handler
 	calls   []string
 	created command.CreateHandler
 	spec    command.StartDaemon
@@ -288,6 +290,11 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 			f.called("handler-start")
 			f.state(q.Engagement, event.HandlerStarted{Container: "h"})
 			return command.Accepted{}, nil
+		}),
+		bus.Handle(svc, command.HandlerHealth, "", func(_ context.Context, q command.EngagementRef) (command.Health, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return command.Health{Running: true, Health: f.health}, nil
 		}),
 		bus.Handle(svc, command.HandlerStop, "", func(_ context.Context, q command.EngagementRef) (command.Accepted, error) {
 			f.called("handler-stop")
@@ -365,6 +372,15 @@ func (f *fakeRunner) startDaemon(_ context.Context, q command.StartDaemon) (comm
 		bus.Handle(svc, command.Engage, q.Connection, func(_ context.Context, e command.EngageHandler) (command.Accepted, error) {
 			f.called(fmt.Sprintf("engage %s:%d", e.Address, e.Ports[0].Handler))
 			return command.Accepted{}, nil
+		}),
+		bus.Handle(svc, command.Listening, q.Connection, func(_ context.Context, a command.AskListening) (command.ListeningPorts, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.deaf != 0 {
+				f.deaf--
+				return command.ListeningPorts{Missing: a.Ports}, nil
+			}
+			return command.ListeningPorts{Missing: []event.Port{}}, nil
 		}),
 		bus.Handle(svc, command.Disengage, q.Connection, func(context.Context, command.EngagementRef) (command.Accepted, error) {
 			f.called("disengage")

@@ -141,7 +141,7 @@ func TestConnectFails(t *testing.T) {
 }
 
 func TestReplaceEndings(t *testing.T) {
-	const up = "requested workload-prepared handler-created handler-started active "
+	const up = "requested workload-prepared handler-created handler-started handler-ready active "
 	for _, tc := range []struct {
 		name  string
 		end   func(*rig)
@@ -245,6 +245,8 @@ func TestReplaceIsRefused(t *testing.T) {
 		{"no such connection", func(q *command.OpenEngagement) { q.Connection = "c9" }, fault.FailedPrecondition, "no connection c9"},
 		{"a holder that is none", func(q *command.OpenEngagement) { q.Holder = "berth.v1.cmd.runner.handler-stop" }, fault.InvalidArgument, "not a presence subject"},
 		{"an address that is none", func(q *command.OpenEngagement) { q.Address = "x" }, fault.InvalidArgument, "not an IP address"},
+		{"a wait for nothing known", func(q *command.OpenEngagement) { q.Wait = "ready" }, fault.InvalidArgument, "--wait is none, listening or healthy"},
+		{"healthy, and no container", func(q *command.OpenEngagement) { q.Wait, q.Handler = "healthy", nil }, fault.InvalidArgument, "needs a handler in a container"},
 		{"a kind of later", func(q *command.OpenEngagement) { q.Kind = "ingest" }, fault.FailedPrecondition, "replace only"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

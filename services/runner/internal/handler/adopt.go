@@ -80,7 +80,7 @@ func (s *Set) CatchUp(ctx context.Context, known []command.Engagement) {
 			fallthrough
 		case e.Phase == "created":
 			if s.phaseOf(r) == running {
-				s.state(ctx, r, event.HandlerStarted{Container: r.name})
+				s.state(ctx, r, event.HandlerStarted{Container: r.name, ContainerID: r.container})
 			}
 		}
 	}

@@ -104,7 +104,7 @@ func (s *Set) start(ctx context.Context, r *record) {
 		return
 	}
 	s.setPhase(r, running)
-	s.state(ctx, r, event.HandlerStarted{Container: r.name})
+	s.state(ctx, r, event.HandlerStarted{Container: r.name, ContainerID: r.container})
 	r.release()
 	s.follow(ctx, r, wait, output)
 }
@@ -130,7 +130,7 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting, outpu
 	case <-time.After(outputTime):
 	case <-ctx.Done():
 	}
-	last := event.Data(event.HandlerExited{Container: r.name, ExitCode: exit.Code, OOMKilled: exit.OOM})
+	last := event.Data(event.HandlerExited{Container: r.name, ContainerID: r.container, ExitCode: exit.Code, OOMKilled: exit.OOM})
 	if exit.Unknown {
 		last = event.HandlerFailed{Error: *fault.New(fault.Unavailable, "ctl doctor", "the handler %s is gone and its exit code is not known: the Docker Engine was restarted", r.name)}
 	}

@@ -28,6 +28,7 @@ import (
 	"berth.dev/bus/subject"
 	"berth.dev/services/vif/internal/door"
 	"berth.dev/services/vif/internal/engaged"
+	"berth.dev/services/vif/internal/listening"
 	"berth.dev/services/vif/internal/resolvconf"
 	"berth.dev/services/vif/internal/tunnelclient"
 	"berth.dev/tunnel"
@@ -155,6 +156,7 @@ func (c *Connection) handle(svc *bus.Service) error {
 		func() error { return bus.Handle(svc, command.Credentials, c.cfg.ID, c.credentials) },
 		func() error { return bus.Handle(svc, command.VIFState, c.cfg.ID, c.status) },
 		func() error { return bus.Handle(svc, command.Engage, c.cfg.ID, c.engage) },
+		func() error { return bus.Handle(svc, command.Listening, c.cfg.ID, c.listening) },
 		func() error { return bus.Handle(svc, command.Disengage, c.cfg.ID, c.disengage) },
 	} {
 		if err := add(); err != nil {
@@ -293,6 +295,28 @@ func (c *Connection) engage(_ context.Context, req command.EngageHandler) (comma
 	}
 	already := c.engaged.Set(req.Engagement, address, ports)
 	return command.Accepted{ID: req.Engagement, Already: already}, nil
+}
+
+// listening tells which of the ports of a handler nobody listens on yet.
+func (c *Connection) listening(ctx context.Context, req command.AskListening) (command.ListeningPorts, error) {
+	rep := command.ListeningPorts{Missing: []event.Port{}}
+	address, err := netip.ParseAddr(strings.Trim(req.Address, "[]"))
+	if err != nil {
+		return rep, invalid("address %q is not an IP address", req.Address)
+	}
+	for _, p := range req.Ports {
+		if p.Handler == 0 {
+			p.Handler = p.Container
+		}
+		missing, err := listening.Missing(ctx, address, []listening.Port{{Number: p.Handler, UDP: strings.EqualFold(p.Protocol, "UDP")}})
+		if err != nil {
+			return rep, err
+		}
+		if len(missing) > 0 {
+			rep.Missing = append(rep.Missing, p)
+		}
+	}
+	return rep, nil
 }
 
 func (c *Connection) disengage(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
