@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"berth.dev/ctl/internal/busclient"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/kubeconfig"
+	"berth.dev/ctl/internal/localrun"
 	"berth.dev/ctl/internal/usage"
 	"berth.dev/ctl/internal/workspace"
 )
@@ -306,38 +306,12 @@ func (a *App) connectProgress(e event.Envelope, start time.Time) {
 // command runs the user's command and returns its exit code. A signal goes to
 // the command, whose end is waited for; the second one kills it.
 func (a *App) command(ctx context.Context, rec command.Connection, argv []string) (int, error) {
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.Stdin, a.Stdout, a.Stderr
-	cmd.Env = append(os.Environ(), "BERTH_USE="+rec.Name, "BERTH_CONNECTION_ID="+rec.ID, "BERTH_DAEMON="+rec.Daemon, "BERTH_NAMESPACE="+rec.Namespace)
+	env := append(os.Environ(), "BERTH_USE="+rec.Name, "BERTH_CONNECTION_ID="+rec.ID, "BERTH_DAEMON="+rec.Daemon, "BERTH_NAMESPACE="+rec.Namespace)
 	if a.workspace != "" {
-		cmd.Env = append(cmd.Env, "BERTH_WORKSPACE="+a.workspace)
+		env = append(env, "BERTH_WORKSPACE="+a.workspace)
 	}
-	if err := cmd.Start(); err != nil {
-		return 0, fault.New(fault.InvalidArgument, "", "run %s: %v", argv[0], err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	var err error
-	first, second := ctx.Done(), a.sig.Second.Done()
-wait:
-	for {
-		select {
-		case err = <-done:
-			break wait
-		case <-first:
-			first = nil
-			_ = cmd.Process.Signal(os.Interrupt) // it may have ended just now
-		case <-second:
-			second = nil
-			_ = cmd.Process.Kill()
-		}
-	}
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
-		if code := ee.ExitCode(); code >= 0 {
-			return code, nil
-		}
-		return interrupt.ExitCode, nil // ended by a signal
-	}
-	return 0, err
+	cmd := &localrun.Command{Argv: argv, Env: env, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr}
+	defer context.AfterFunc(ctx, func() { cmd.Signal(os.Interrupt) })()
+	defer context.AfterFunc(a.sig.Second, func() { cmd.Signal(os.Kill) })()
+	return cmd.Run()
 }

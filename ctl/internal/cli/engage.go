@@ -9,14 +9,18 @@ import (
 
 func (a *App) replaceCommand() *usage.Command {
 	return a.engageCommand(&usage.Command{
-		Synopsis: "replace WORKLOAD [flags] --docker-run -- [docker run flags] IMAGE [args]",
+		Synopsis: "replace WORKLOAD [flags] --docker-run -- [docker run flags] IMAGE [args] | -- COMMAND",
 		Short:    "Put a local container in the place of a workload's own.",
 		Long: `The workload's container is taken out of its pods; its ports, environment and
 traffic go to the handler, which runs in the foreground. When the handler ends, by
 itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
 The exit code is the handler's. What stands behind -- is as for docker run; --rm is
 implied, --detach is refused. The image is there before the cluster is touched.
-With --docker-build it is built first, and the word IMAGE stands for it.`,
+With --docker-build it is built first, and the word IMAGE stands for it. Without
+either, what stands behind -- is a command of this machine: it has the container's
+environment, and the traffic comes to it at this machine's address. The traffic
+goes to the handler once it listens (--wait); the workload's own pods answer
+until then.`,
 		Examples: []string{
 			"ctl replace frontend --docker-run -- frontend:dev",
 			"ctl replace frontend --container app --port 3000:http --docker-run -- -it -e DEBUG=1 frontend:dev",
@@ -28,7 +32,7 @@ With --docker-build it is built first, and the word IMAGE stands for it.`,
 
 func (a *App) interceptCommand() *usage.Command {
 	return a.engageCommand(&usage.Command{
-		Synopsis: "intercept WORKLOAD --port PORT[:ID] [flags] [--docker-run -- [docker run flags] IMAGE [args]]",
+		Synopsis: "intercept WORKLOAD --port PORT[:ID] [flags] [--docker-run -- [docker run flags] IMAGE [args] | -- COMMAND]",
 		Short:    "Bring the traffic of one service port to a local container.",
 		Long: `What is sent to the service's port comes to the handler, from all replicas; other
 ports and the workload's own containers are not touched. When the handler ends, by
@@ -45,14 +49,17 @@ Ctrl-C: the traffic comes to PORT at 127.0.0.1 in the connection's network.`,
 
 func (a *App) ingestCommand() *usage.Command {
 	return a.engageCommand(&usage.Command{
-		Synopsis: "ingest WORKLOAD [flags] [--docker-run -- [docker run flags] IMAGE [args]]",
+		Synopsis: "ingest WORKLOAD [flags] [--docker-run -- [docker run flags] IMAGE [args] | -- COMMAND]",
 		Short:    "Give a local container what a workload's container has, without its traffic.",
 		Long: `The handler has the container's environment and its volumes, read-only; the
 workload goes on as it is. Any number at once. What stands behind -- is as for ctl
-replace. Without a handler the engagement is held until Ctrl-C.`,
+replace. Without a handler the engagement is held until Ctrl-C; with a command
+behind -- instead of --docker-run it lasts as long as that.`,
 		Examples: []string{
 			"ctl ingest frontend --docker-run -- -it frontend:dev sh",
 			"ctl ingest frontend --container app --docker-build . -- IMAGE",
+			"ctl ingest frontend -- npm test",
+			"ctl ingest frontend --env-json - -- true > env.json",
 		},
 	}, lease.Ingest)
 }
@@ -63,7 +70,7 @@ func (a *App) engageCommand(c *usage.Command, kind lease.Kind) *usage.Command {
 	c.Name, c.Flags = string(kind), a.flags(string(kind))
 	f.register(c.Flags)
 	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
-		if err := f.check(l); err != nil {
+		if err := f.check(l, a.print.JSON); err != nil {
 			return err
 		}
 		return a.engage(ctx, l.Words[0], f, l.After)

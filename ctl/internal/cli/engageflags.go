@@ -9,6 +9,7 @@ import (
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/localrun"
 	"berth.dev/ctl/internal/usage"
 	"berth.dev/lease"
 )
@@ -27,6 +28,7 @@ type engageFlags struct {
 	toPod     usage.List
 	mount     string
 	dockerDir string
+	env       envFlags
 	message   string
 	wait      string
 	waitLimit time.Duration
@@ -38,6 +40,7 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.container, "container", "", "`NAME` of the container to "+string(f.kind)+" (default: the only one)")
 	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
 	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
+	f.env.register(fs)
 	fs.StringVar(&f.message, "wait-message", "", "`TEXT` to print when the engagement is active")
 	if f.kind != lease.Ingest {
 		fs.StringVar(&f.wait, "wait", "", "what of the handler is waited for `UNTIL` the traffic goes to it: none, listening (its ports; the default) or healthy (its image's HEALTHCHECK, or its ports where there is none)")
@@ -62,7 +65,8 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 func (f *engageFlags) inContainer() bool { return f.dockerRun || f.build.given() }
 
 // check is what can be seen to be wrong without asking anybody.
-func (f *engageFlags) check(l usage.Line) error {
+// asJSON: stdout is for the facts.
+func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 	name := "ctl " + string(f.kind)
 	help := name + " --help"
 	switch {
@@ -87,6 +91,9 @@ func (f *engageFlags) check(l usage.Line) error {
 	if f.waitLimit < 0 || f.waitLimit > 0 && f.wait == command.WaitNone {
 		return fault.New(fault.InvalidArgument, "--wait listening --wait-limit 60s", "--wait-limit %v: nothing to wait for", f.waitLimit)
 	}
+	if err := f.env.check(asJSON); err != nil {
+		return err
+	}
 	run := name + " " + l.Words[0] + " --docker-run -- IMAGE"
 	switch {
 	case f.build.given() && (f.dockerRun || f.build.context != "" && f.build.debug != ""):
@@ -99,11 +106,16 @@ func (f *engageFlags) check(l usage.Line) error {
 		return fault.New(fault.InvalidArgument, run, "no image given behind --")
 	case f.dockerRun:
 		return nil
+	case l.Dashes && len(l.After) == 0:
+		return fault.New(fault.InvalidArgument, name+" "+l.Words[0]+" -- COMMAND", "no command behind --")
 	case l.Dashes:
-		return fault.New(fault.InvalidArgument, run, "no handler given: what stands behind -- is for --docker-run, which is needed")
+		if f.wait == command.WaitHealthy {
+			return fault.New(fault.InvalidArgument, "--wait listening", "--wait healthy needs a handler in a container")
+		}
+		return localrun.Check(l.After)
 	case f.kind == lease.Replace:
 		// Nobody would answer in the place of the container that is taken out.
-		return fault.New(fault.InvalidArgument, run, "no handler given: --docker-run is needed")
+		return fault.New(fault.InvalidArgument, run, "no handler given: --docker-run is needed, or a command behind --")
 	}
 	return nil
 }
@@ -111,6 +123,9 @@ func (f *engageFlags) check(l usage.Line) error {
 // checkMounts looks at --mount and --docker-mount.
 func (f *engageFlags) checkMounts() error {
 	dir := strings.TrimSuffix(f.mount, ":ro")
+	if f.mount != "" && dir != "false" && !f.inContainer() {
+		return fault.New(fault.InvalidArgument, "--docker-run", "--mount %s is of use with a handler in a container only: nothing is mounted on this machine", f.mount)
+	}
 	switch {
 	case dir == "true" || dir == "false" && f.mount == dir || f.mount == "":
 	case !path.IsAbs(dir):

@@ -37,11 +37,17 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 	if err != nil {
 		return err
 	}
-	h := &handling{app: a, s: s, message: f.message, start: time.Now(), ran: make(chan struct{})}
+	h := &handling{app: a, s: s, daemon: rec.Daemon, message: f.message, start: time.Now(), ran: make(chan struct{}), ask: func() {}, kill: func() {}}
 	h.eng = engagement.New(s.conn, h.see)
 	req := f.request(rec.ID, workload)
-	if !f.inContainer() {
-		h.hold(ctx, req)
+	switch {
+	case !f.inContainer() && len(args) > 0:
+		if err := h.local(ctx, req, f, args); err != nil {
+			return err
+		}
+		return h.wait(ctx)
+	case !f.inContainer():
+		h.hold(ctx, req, f)
 		return h.wait(ctx)
 	}
 	if f.build.given() {
@@ -52,7 +58,7 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 	}
 	restore := saveTerminal(a.Stdin)
 	defer restore()
-	h.container(ctx, req, args)
+	h.container(ctx, req, f, args)
 	return h.wait(ctx)
 }
 
@@ -62,6 +68,7 @@ type handling struct {
 	app     *App
 	s       *session
 	eng     *engagement.Session
+	daemon  string // the daemon container
 	message string
 	start   time.Time
 
@@ -69,11 +76,20 @@ type handling struct {
 	code int           // from here on: to be read after ran
 	err  error
 	tty  bool
+	// remove removes the files with the environment; like err, to be read after ran.
+	remove []func()
+
+	// What the local half is, beyond ran: how it is asked to end and made to, and
+	// the cause of an engagement that ends because it has; empty: connector hears
+	// of that end by itself.
+	ask, kill func()
+	endCause  string
 }
 
 // container lets Docker's run command run the handler, with the engagement in
 // the place of the engine's creating and starting.
-func (h *handling) container(ctx context.Context, req command.OpenEngagement, args []string) {
+func (h *handling) container(ctx context.Context, req command.OpenEngagement, f *engageFlags, args []string) {
+	h.kill = h.stop
 	stdout := h.app.Stdout
 	if h.app.print.JSON {
 		stdout = h.app.Stderr // stdout is for the facts
@@ -84,7 +100,7 @@ func (h *handling) container(ctx context.Context, req command.OpenEngagement, ar
 			API: h.s.ws.Engine.API, Stdin: h.app.Stdin, Stdout: stdout, Stderr: h.app.Stderr, Args: args, Handler: true,
 		}, handlerrun.Hooks{
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
-				return h.create(ctx, req, spec)
+				return h.create(ctx, req, f, spec)
 			},
 			Start: func(ctx context.Context, _ string) error { return h.run(ctx) },
 		})
@@ -92,34 +108,36 @@ func (h *handling) container(ctx context.Context, req command.OpenEngagement, ar
 }
 
 // create stands in for the engine's: it opens the engagement.
-func (h *handling) create(ctx context.Context, req command.OpenEngagement, spec handlerrun.Spec) (string, []string, error) {
+func (h *handling) create(ctx context.Context, req command.OpenEngagement, f *engageFlags, spec handlerrun.Spec) (string, []string, error) {
 	h.tty = spec.TTY
 	req.Handler = &spec.Handler
 	if err := h.open(ctx, req); err != nil {
 		return "", nil, err
 	}
 	c, err := h.eng.Created(ctx)
+	if err == nil && f.env.given() {
+		_, err = h.environment(ctx, &f.env)
+	}
 	return c.ContainerID, nil, err
 }
 
 // hold is the engagement without a handler of its own: it lives until the user,
 // or somebody else, ends it.
-func (h *handling) hold(ctx context.Context, req command.OpenEngagement) {
+func (h *handling) hold(ctx context.Context, req command.OpenEngagement, f *engageFlags) {
 	go func() {
 		defer close(h.ran)
 		if h.err = h.open(ctx, req); h.err != nil {
 			return
 		}
 		active, err := h.eng.Active(ctx)
+		if err == nil && f.env.given() {
+			_, err = h.environment(ctx, &f.env)
+		}
 		if h.err = err; err != nil {
 			return
 		}
-		address := req.Address
-		if address == "" {
-			address = "127.0.0.1"
-		}
 		for _, p := range active.Ports {
-			h.app.print.Progress("  %d/%s of %s comes to %s in the connection's network", p.Container, p.Protocol, req.Workload, net.JoinHostPort(address, strconv.Itoa(int(cmp.Or(p.Handler, p.Container)))))
+			h.app.print.Progress("  %d/%s of %s comes to %s in the connection's network", p.Container, p.Protocol, req.Workload, handlerAddress(req.Address, p))
 		}
 		h.app.print.Progress("engaged until Ctrl-C, or ctl leave %s", req.Workload)
 		select {
@@ -127,6 +145,11 @@ func (h *handling) hold(ctx context.Context, req command.OpenEngagement) {
 		case <-h.eng.Ended():
 		}
 	}()
+}
+
+// handlerAddress is where the handler gets what is sent to a port.
+func handlerAddress(address string, p event.Port) string {
+	return net.JoinHostPort(cmp.Or(address, "127.0.0.1"), strconv.Itoa(int(cmp.Or(p.Handler, p.Container))))
 }
 
 // doing is what a kind of engagement does, for progress.
@@ -165,6 +188,7 @@ const (
 // wait goes through the ends: of Docker's command, of the engagement, by
 // signals. It returns when both have ended, or when waiting is of no use.
 func (h *handling) wait(ctx context.Context) error {
+	defer h.forgetEnvironment()
 	first, second := ctx.Done(), h.app.sig.Second.Done()
 	ran, ended := h.ran, h.eng.Ended()
 	var limit, detached <-chan time.Time
@@ -182,7 +206,9 @@ func (h *handling) wait(ctx context.Context) error {
 				cause = "handler failed: " + h.err.Error()
 			}
 			limit = time.After(restoreWithin)
-			if h.err == nil && !interrupt.Is(ctx) {
+			if h.err == nil && h.endCause != "" && !interrupt.Is(ctx) {
+				cause = h.endCause
+			} else if h.err == nil && !interrupt.Is(ctx) {
 				// Connector hears of the exit from runner, and ends the engagement by
 				// itself: that fact comes first, and with it the exit code. Only where
 				// the user detached from the container is there nothing to hear.
@@ -198,12 +224,14 @@ func (h *handling) wait(ctx context.Context) error {
 			}
 		case <-ended:
 			ended = nil
+			h.ask()
 			limit = time.After(runEndsWithin)
 			if errors.Is(h.eng.Outcome(), busclient.ErrLost) {
 				limit = time.After(0) // nobody else stops the handler
 			}
 		case <-first:
 			first = nil
+			h.ask()
 			if h.eng.Opened() {
 				h.app.print.Notice("ctl: ending; Ctrl-C again stops waiting")
 				if err := h.close(interrupt.ErrInterrupted.Error()); err != nil {
@@ -221,12 +249,24 @@ func (h *handling) wait(ctx context.Context) error {
 				return h.verdict(false)
 			}
 			forced = true
-			h.stop()
+			h.kill()
 			limit = time.After(abandonWithin)
 		}
 		if ran == nil && ended == nil {
 			return h.verdict(true)
 		}
+	}
+}
+
+// forgetEnvironment removes the files with the environment. Where the local half
+// is given up, they are whose guard removes them.
+func (h *handling) forgetEnvironment() {
+	select {
+	case <-h.ran:
+		for _, remove := range h.remove {
+			remove()
+		}
+	default:
 	}
 }
 

@@ -21,14 +21,15 @@ import (
 
 // Session is an engagement that was asked for.
 type Session struct {
-	conn    *bus.Conn
-	id      string
-	tail    *bus.Tail
-	release func()
-	see     func(event.Envelope)
-	created chan event.HandlerCreated
-	active  chan event.EngagementActive
-	ended   chan struct{}
+	conn     *bus.Conn
+	id       string
+	tail     *bus.Tail
+	release  func()
+	see      func(event.Envelope)
+	prepared chan event.WorkloadPrepared
+	created  chan event.HandlerCreated
+	active   chan event.EngagementActive
+	ended    chan struct{}
 
 	mu      sync.Mutex
 	opened  bool // accepted, or not known to be refused
@@ -42,7 +43,8 @@ type Session struct {
 func New(conn *bus.Conn, see func(event.Envelope)) *Session {
 	return &Session{
 		conn: conn, id: busclient.NewID("e"), see: see,
-		created: make(chan event.HandlerCreated, 1), active: make(chan event.EngagementActive, 1), ended: make(chan struct{}),
+		prepared: make(chan event.WorkloadPrepared, 1),
+		created:  make(chan event.HandlerCreated, 1), active: make(chan event.EngagementActive, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -78,8 +80,13 @@ func (s *Session) Open(ctx context.Context, req command.OpenEngagement) error {
 	return err
 }
 
-// Created waits until the handler has been created. ctx ends the wait, not the
-// engagement: see Close.
+// Prepared waits until the workload is, from when on its environment is known.
+// ctx ends the wait, not the engagement: see Close.
+func (s *Session) Prepared(ctx context.Context) (event.WorkloadPrepared, error) {
+	return await(ctx, s, s.prepared, "its workload was prepared")
+}
+
+// Created waits until the handler has been created.
 func (s *Session) Created(ctx context.Context) (event.HandlerCreated, error) {
 	return await(ctx, s, s.created, "its handler was created")
 }
@@ -124,6 +131,9 @@ func (s *Session) follow(ctx context.Context) {
 			s.handler = c.ContainerID
 			s.mu.Unlock()
 			offer(s.created, c)
+		}
+		if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
+			offer(s.prepared, f)
 		}
 		if f, ok := event.Decode[event.EngagementActive](e); ok {
 			offer(s.active, f)
