@@ -95,7 +95,7 @@ func NewSession(conn net.Conn, client bool, cfg Config) *Session {
 	s.wg.Go(func() {
 		defer close(s.sent)
 		if err := s.w.run(); err != nil {
-			s.fail(wrapLost("write", err))
+			s.writeFailed(err)
 		}
 	})
 	s.wg.Go(func() { s.fail(s.readLoop()) })
@@ -249,6 +249,22 @@ func (s *Session) finish(err error) (streams []*Stream, first bool) {
 		streams = append(streams, st)
 	}
 	return streams, true
+}
+
+// goodbyeWait is how long the reader may take to find, in what has already
+// arrived, why the far side closed the connection.
+const goodbyeWait = 100 * time.Millisecond
+
+// writeFailed ends the session for want of a way to write. A far side that says
+// goodbye and closes is often noticed first by a write: its reason lies unread in
+// the reader's hands, and is worth more than "broken pipe".
+func (s *Session) writeFailed(err error) {
+	s.w.stop()
+	select {
+	case <-s.done:
+	case <-time.After(goodbyeWait):
+	}
+	s.fail(wrapLost("write", err))
 }
 
 // fail ends the session at once.

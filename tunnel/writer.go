@@ -179,7 +179,7 @@ func (w *writer) kick(inline bool) {
 	}
 	w.mu.Unlock()
 	if err != nil {
-		w.sess.fail(wrapLost("write", err))
+		w.sess.writeFailed(err)
 	}
 }
 
