@@ -19,7 +19,7 @@ func TestKill(t *testing.T) {
 	engine := func(component string) func(*testing.T, *rig.Proc) {
 		return func(t *testing.T, _ *rig.Proc) {
 			t.Helper()
-			ids := rig.Docker(t, "ps", "-q", "--filter", "label=berth.dev/component="+component)
+			ids := rig.Docker(t, "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component="+component)
 			if len(ids) != 1 {
 				t.Fatalf("want one %s, have %v", component, ids)
 			}

@@ -20,7 +20,7 @@ func probe(t *testing.T, daemon string, args ...string) (string, error) {
 // daemonOf is the name of the daemon container of the only connection.
 func daemonOf(t *testing.T) string {
 	t.Helper()
-	names := rig.Docker(t, "ps", "--filter", "label=berth.dev/component=daemon", "--format", "{{.Names}}")
+	names := rig.Docker(t, "ps", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=daemon", "--format", "{{.Names}}")
 	if len(names) != 1 {
 		t.Fatalf("want one daemon container, have %v", names)
 	}

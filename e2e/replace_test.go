@@ -139,7 +139,7 @@ func TestReplaceEndings(t *testing.T) {
 // handlerOf is the ID of the container that runs as the handler of a workload.
 func handlerOf(t *testing.T, workload string) string {
 	t.Helper()
-	ids := rig.Docker(t, "ps", "-q", "--filter", "label=berth.dev/component=handler", "--filter", "name=intercept-"+workload)
+	ids := rig.Docker(t, "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=handler", "--filter", "name=intercept-"+workload)
 	if len(ids) != 1 {
 		t.Fatalf("want one handler of %s, have %v", workload, ids)
 	}
@@ -148,7 +148,7 @@ func handlerOf(t *testing.T, workload string) string {
 
 func noHandler(t *testing.T) {
 	t.Helper()
-	if ids := rig.Docker(t, "ps", "-aq", "--filter", "label=berth.dev/component=handler"); len(ids) > 0 {
+	if ids := rig.Docker(t, "ps", "-aq", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=handler"); len(ids) > 0 {
 		t.Errorf("handlers left: %v", ids)
 	}
 }

@@ -31,10 +31,15 @@ func Docker(t *testing.T, args ...string) []string {
 	return strings.Fields(string(out))
 }
 
-// Leftovers are the names of all that the engine holds with Berth's label.
+// Workspace filters what belongs to the workspace that ctl makes unless told
+// otherwise. Tests of single services, which may run at the same time, have
+// workspaces of their own.
+const Workspace = "label=berth.dev/workspace=default"
+
+// Leftovers are the names of all that the engine holds of the workspace.
 func Leftovers(t *testing.T) []string {
 	t.Helper()
-	const f = "label=berth.dev/workspace"
+	const f = Workspace
 	var all []string
 	all = append(all, Docker(t, "ps", "-a", "--filter", f, "--format", "container/{{.Names}}")...)
 	all = append(all, Docker(t, "network", "ls", "--filter", f, "--format", "network/{{.Name}}")...)
