@@ -30,7 +30,7 @@ func run(ctx context.Context, version, bin string) error {
 	}
 	for _, i := range []image{
 		{name: "berth", dockerfile: "Dockerfile", base: debian,
-			programs: []string{"connector", "vif", "runner", "builder", "telemount"}},
+			programs: []string{"connector", "vif", "runner", "builder", "telemount", "forwarder"}},
 		{name: "berth-cluster", dockerfile: "Dockerfile.cluster",
 			programs: []string{"manager", "agent"}},
 	} {
