@@ -279,6 +279,10 @@ type CheckHandler struct {
 	Connection string  `json:"connection"`
 	Handler    Handler `json:"handler"`
 	Name       string  `json:"name"` // automatic name, used unless the user gave one
+	// Engagement, where it is given, owns from here on the host's ports that the
+	// handler publishes, until HandlerStop: a busy one is found before the cluster
+	// is touched, and cannot be taken in between.
+	Engagement string `json:"engagement,omitempty"`
 	// Ports are those that the handler is to listen on: no two handlers of a
 	// connection can have the same one, since they share a network.
 	Ports []event.Port `json:"ports,omitempty"`
@@ -336,6 +340,8 @@ type CreateContainer struct {
 type CreatedContainer struct {
 	ContainerID string   `json:"containerID"`
 	Warnings    []string `json:"warnings,omitempty"`
+	// Published are the host's ports that lead to the container.
+	Published []event.Published `json:"published,omitempty"`
 }
 
 // StartBuild asks for an image to be built by the engine. A remote context

@@ -227,6 +227,16 @@ type HandlerCreated struct {
 	Container   string `json:"container"`
 	ContainerID string `json:"containerID"`
 	Image       string `json:"image"` // ID
+	// Published are the host's ports that lead to the handler.
+	Published []Published `json:"published,omitempty"`
+}
+
+// Published is a port of the Docker Engine's machine that leads to a container's.
+type Published struct {
+	HostIP    string `json:"hostIP"` // 0.0.0.0 or :: for every address
+	HostPort  uint16 `json:"hostPort"`
+	Container uint16 `json:"container"`
+	Protocol  string `json:"protocol"` // tcp or udp
 }
 
 // HandlerFailed: the handler's container could not be created or started.

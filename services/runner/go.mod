@@ -9,6 +9,7 @@ require (
 	github.com/docker/go-connections v0.7.0
 	github.com/opencontainers/image-spec v1.1.1
 	github.com/peterbourgon/ff/v3 v3.4.0
+	golang.org/x/sync v0.24.0
 )
 
 require (

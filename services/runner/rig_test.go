@@ -74,16 +74,20 @@ func (d *docker) prepare(dir string) (err error) {
 	}
 	puppet := filepath.Join(dir, "puppet")
 	d.bin = filepath.Join(dir, "runner")
-	for out, pkg := range map[string]string{puppet: "./testdata/puppet", d.bin: "."} {
+	forwarder := filepath.Join(dir, "forwarder")
+	for out, pkg := range map[string]string{puppet: "./testdata/puppet", d.bin: ".", forwarder: "."} {
 		cmd := exec.Command("go", "build", "-o", out, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		if out == forwarder { // a module of its own: the image has it, nothing imports it
+			cmd.Dir = "../forwarder"
+		}
 		if b, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", pkg, err, b)
 		}
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for name, file := range map[string]string{"puppet": puppet, "bin/vif": puppet, "bin/runner": d.bin} {
+	for name, file := range map[string]string{"puppet": puppet, "bin/vif": puppet, "bin/runner": d.bin, "bin/forwarder": forwarder} {
 		exe, err := os.ReadFile(file)
 		if err != nil {
 			return err

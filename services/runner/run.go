@@ -10,12 +10,14 @@ import (
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/subject"
+	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/daemon"
 	"berth.dev/services/runner/internal/engine"
 	"berth.dev/services/runner/internal/facts"
 	"berth.dev/services/runner/internal/guest"
 	"berth.dev/services/runner/internal/handler"
 	"berth.dev/services/runner/internal/network"
+	"berth.dev/services/runner/internal/ports"
 	"berth.dev/services/runner/internal/sweep"
 )
 
@@ -82,6 +84,7 @@ type runner struct {
 	handlers *handler.Set
 	daemons  *daemon.Set
 	guests   guest.Maker
+	beside   beside.Holder
 	joiner   network.Joiner
 	sweeper  *sweep.Sweeper
 
@@ -92,14 +95,19 @@ type runner struct {
 
 // wire makes the parts and ties them; nothing runs yet.
 func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *runner {
-	r := &runner{guests: guest.Maker{Engine: eng}, joiner: network.Joiner{Engine: eng}}
+	r := &runner{joiner: network.Joiner{Engine: eng}}
 	r.life, r.cancel = context.WithCancel(context.Background())
 	state := facts.Stater{Bus: conn, Log: log}.State
 	r.watch = eng.NewWatch(func() { r.sweeper.Trigger() })
+	r.beside = beside.Holder{
+		Ports:    ports.New(eng, r.watch, ports.Options{Network: cfg.network, Go: r.spawn, Log: log}),
+		Networks: network.NewAttached(eng),
+	}
 	r.handlers = handler.New(eng, r.watch, handler.Options{
-		VolumeDriver: cfg.volumeDriver, State: state, Go: r.spawn, Log: log,
+		VolumeDriver: cfg.volumeDriver, Beside: r.beside, State: state, Go: r.spawn, Log: log,
 		Output: func(engagement string) handler.Output { return conn.Output(engagement, subject.Runner) },
 	})
+	r.guests = guest.Maker{Engine: eng, Watch: r.watch, Beside: r.beside, PortsFree: r.handlers.PortsFree, Go: r.spawn, Log: log}
 	r.daemons = daemon.New(eng, r.watch, daemon.Options{
 		Network: cfg.network, State: state, Go: r.spawn, Log: log,
 		Ended: func(ctx context.Context, connection string) {
@@ -109,7 +117,7 @@ func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *run
 		},
 	})
 	r.sweeper = sweep.New(sweep.Sweeper{
-		Engine: eng, Handlers: r.handlers, Daemons: r.daemons, Log: log,
+		Engine: eng, Handlers: r.handlers, Daemons: r.daemons, Beside: r.beside, Log: log,
 		State: func(ctx context.Context) (command.State, error) {
 			return bus.Call(ctx, conn, command.StateGet, "", command.None{})
 		},
@@ -128,6 +136,12 @@ func (r *runner) adopt(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err := r.daemons.Adopt(ctx); err != nil {
+		return err
+	}
+	if err := r.beside.Adopt(ctx); err != nil {
+		return err
+	}
+	if err := r.guests.Adopt(ctx); err != nil {
 		return err
 	}
 	return r.handlers.Adopt(ctx)

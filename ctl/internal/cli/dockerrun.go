@@ -3,10 +3,13 @@ package cli
 import (
 	"cmp"
 	"context"
+	"net"
 	"slices"
+	"strconv"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
+	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/handlerrun"
 	"berth.dev/ctl/internal/interrupt"
@@ -20,10 +23,11 @@ func (a *App) dockerRunCommand() *usage.Command {
 		Short: "Run a container in the cluster's network.",
 		Long: `The arguments are those of docker run, as are terminal, signals, output and exit code
 (125 where there is no running it, 126 and 127 where its command cannot be run). The
-container finds the cluster's services by name; --rm is implied. It lives as long as
+container finds the cluster's services by name; --rm is implied. --publish, --expose
+and --network work; docs/docker-run.md has what does not, and why. It lives as long as
 the connection: ctl quit stops it and says so. ctl's own flags stand before
 "docker-run", or first behind it. Only a lone --help is ctl's.`,
-		Examples: []string{"ctl docker-run -it alpine sh", "ctl docker-run -e PGHOST=db -v $PWD:/src tools:dev migrate", "ctl docker-run --use shop -d worker:dev"},
+		Examples: []string{"ctl docker-run -it alpine sh", "ctl docker-run -p 8080:80 --network shop_default --network-alias web web:dev", "ctl docker-run -e PGHOST=db -v $PWD:/src tools:dev migrate", "ctl docker-run --use shop -d worker:dev"},
 		Flags:    a.flags("docker-run"),
 		Raw:      true, Own: []string{"use", "workspace"},
 	}
@@ -65,6 +69,9 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 		}, handlerrun.Hooks{
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
 				r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "docker-run", Handler: spec.Handler})
+				if err == nil {
+					a.published(r.Published)
+				}
 				return r.ContainerID, r.Warnings, err
 			},
 		})
@@ -93,4 +100,13 @@ func (a *App) dockerRunEnd(ctx context.Context, code int, err error) error {
 	}
 	render.Error(a.Stderr, "ctl", err)
 	return exit(cmp.Or(code, handlerrun.ExitNotRun))
+}
+
+// published tells which of the host's ports lead to a container: docker ps shows
+// them at the forwarder that has them, not there.
+func (a *App) published(all []event.Published) {
+	for _, p := range all {
+		host := net.JoinHostPort(p.HostIP, strconv.Itoa(int(p.HostPort)))
+		a.print.Progress("published %s -> %d/%s", host, p.Container, p.Protocol)
+	}
 }

@@ -331,6 +331,7 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.HandlerCreated](e); ok {
 		step("handler created", "%s", f.Container)
+		h.app.published(f.Published)
 	}
 	if _, ok := event.Decode[event.HandlerStarted](e); ok {
 		step("handler started", "")

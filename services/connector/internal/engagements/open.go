@@ -70,7 +70,7 @@ func validate(req *command.OpenEngagement) error {
 
 // open checks everything that could refuse the engagement, and creates the Lease
 // last: whoever is refused has touched nothing.
-func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connection) (*Live, error) {
+func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connection) (live *Live, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
 	defer cancel()
 	ns := req.Namespace
@@ -108,11 +108,16 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 			mode = engage.Attach
 		}
 		checked, err := bus.Call(ctx, s.w.Bus, command.HandlerCheck, "", command.CheckHandler{
-			Connection: conn.ID, Handler: *h, Name: p.handlerName, Ports: p.ports,
+			Connection: conn.ID, Handler: *h, Name: p.handlerName, Ports: p.ports, Engagement: req.ID,
 		})
 		if err != nil {
 			return nil, err
 		}
+		defer func() { // the ports that the handler publishes are its own from here on
+			if err != nil {
+				s.giveUpHandler(req.ID)
+			}
+		}()
 		requested.Image = checked.Image
 	}
 	p.spec = lease.EngagementSpec{
@@ -133,6 +138,16 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	}
 	p.ref, p.version = ref, version
 	return newLive(s.w, p, engage.Begin(req.ID, requested, mode, p.ports, time.Now())), nil
+}
+
+// giveUpHandler has runner let go of what it holds for a handler that will not be
+// created.
+func (s *Set) giveUpHandler(engagement string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if _, err := bus.Call(ctx, s.w.Bus, command.HandlerStop, "", command.EngagementRef{Engagement: engagement}); err != nil {
+		s.w.Log.Warn("what runner holds for a handler that was refused is left to its sweep", "engagement", engagement, "err", err)
+	}
 }
 
 // eventPorts are the Lease's ports as facts have them.

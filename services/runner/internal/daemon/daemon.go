@@ -221,7 +221,7 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting) {
 	fact := event.DaemonExited{Container: r.name, ExitCode: exit.Code}
 	if asked {
 		// Who asked waits for the fact, and finds nothing of it then.
-		if err := s.eng.Gone(ctx, s.idOf(r)); err != nil {
+		if err := s.eng.Remove(ctx, s.idOf(r)); err != nil {
 			s.opt.Log.Warn("the engine has not removed the daemon container yet", "connection", r.connection, "err", err)
 		}
 	} else {

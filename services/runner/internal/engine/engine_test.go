@@ -90,7 +90,7 @@ func TestWatchRemembersDeaths(t *testing.T) {
 	var changes atomic.Int32
 	w := (&Engine{}).NewWatch(func() { changes.Add(1) })
 	say := func(a events.Action, id, code string) {
-		w.see(events.Message{Action: a, TimeNano: 5, Actor: events.Actor{ID: id, Attributes: map[string]string{"exitCode": code, LabelEngagement: "e-" + id}}})
+		w.see(events.Message{Action: a, TimeNano: 5, Actor: events.Actor{ID: id, Attributes: map[string]string{"exitCode": code, LabelEngagement: "e-" + id, LabelComponent: Handler}}})
 	}
 	say(events.ActionOOM, "a", "")
 	say(events.ActionDie, "a", "137")

@@ -16,6 +16,9 @@ const (
 	LabelConnection = "berth.dev/connection" // id
 	LabelEngagement = "berth.dev/engagement" // id
 	LabelPorts      = "berth.dev/ports"      // of a handler: 8080/TCP,53/UDP
+	LabelGuest      = "berth.dev/guest"      // id that ties what docker-run needs to its container
+	LabelPublished  = "berth.dev/published"  // 127.0.0.1:8080->80/tcp,…: held by a forwarder
+	LabelNetworks   = "berth.dev/networks"   // that the daemon container joined for this one, by ID
 )
 
 // Values of LabelComponent.
@@ -26,6 +29,7 @@ const (
 	Handler   = "handler"
 	Curl      = "curl"
 	DockerRun = "docker-run"
+	Forwarder = "forwarder"
 )
 
 // Labels are the labels of a new object: extra (a user's, a caller's), and ours,

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/go-connections/nat"
 )
 
 // List returns this workspace's containers, dead ones too, that have the labels.
@@ -43,6 +44,24 @@ func (e *Engine) ImageID(ctx context.Context, image string) (string, error) {
 		return "", fault.New(fault.NotFound, "docker pull "+image, "image %s is not on the Docker Engine: pull it, or build it with docker build -t %s", image, image)
 	}
 	return in.ID, Fault(err, "inspect image %s", image)
+}
+
+// Exposed are the ports that an image declares with EXPOSE.
+func (e *Engine) Exposed(ctx context.Context, image string) (nat.PortSet, error) {
+	in, err := e.API.ImageInspect(ctx, image)
+	if err != nil {
+		return nil, Fault(err, "inspect image %s", image)
+	}
+	set := nat.PortSet{}
+	if in.Config != nil {
+		for p := range in.Config.ExposedPorts {
+			port, err := nat.NewPort(nat.SplitProtoPort(p))
+			if err == nil {
+				set[port] = struct{}{}
+			}
+		}
+	}
+	return set, nil
 }
 
 // Name makes any text into what Docker accepts as a container's name.
@@ -176,4 +195,14 @@ func (e *Engine) Volumes(ctx context.Context, labels ...Label) ([]*volume.Volume
 func (e *Engine) Networks(ctx context.Context, labels ...Label) ([]network.Summary, error) {
 	l, err := e.API.NetworkList(ctx, network.ListOptions{Filters: e.filter(labels...)})
 	return l, Fault(err, "list networks")
+}
+
+// NameOf is a listed container's name.
+func NameOf(c container.Summary) string {
+	for _, n := range c.Names { // a link makes a second, with a slash inside
+		if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
+			return n
+		}
+	}
+	return c.ID
 }

@@ -104,7 +104,11 @@ func (w *Watch) see(m events.Message) {
 		w.oom[m.Actor.ID] = true
 	case events.ActionDie:
 		code, err := strconv.Atoi(m.Actor.Attributes["exitCode"])
-		w.died = append(w.died, death{m.Actor.ID, m.Actor.Attributes[LabelEngagement], Exit{Code: code, Unknown: err != nil, OOM: w.oom[m.Actor.ID]}})
+		engagement := "" // what else belongs to one says nothing about how its handler ended
+		if m.Actor.Attributes[LabelComponent] == Handler {
+			engagement = m.Actor.Attributes[LabelEngagement]
+		}
+		w.died = append(w.died, death{m.Actor.ID, engagement, Exit{Code: code, Unknown: err != nil, OOM: w.oom[m.Actor.ID]}})
 		if len(w.died) > keepDeaths {
 			w.died = append([]death(nil), w.died[1:]...)
 		}

@@ -101,6 +101,7 @@ func (s *Set) missed(ctx context.Context, e command.Engagement) {
 		s.fail(ctx, r, fault.New(fault.Unavailable, "ctl status", "the handler %s ended while runner was away, and its exit code is not known", e.Handler))
 		return
 	}
+	s.opt.Beside.Close(ctx, r.owner())
 	s.removeVolumes(ctx, e.ID)
 	s.end(ctx, r, event.HandlerExited{Container: e.Handler, ExitCode: exit.Code, OOMKilled: exit.OOM})
 	close(r.gone)

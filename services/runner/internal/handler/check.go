@@ -6,7 +6,9 @@ import (
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
+	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/engine"
+	"berth.dev/services/runner/internal/owner"
 )
 
 // Check serves HandlerCheck: could this handler be created? It removes a dead
@@ -31,13 +33,33 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if _, err := s.eng.DaemonOf(ctx, req.Connection); err != nil {
 		return none, err
 	}
-	if err := s.portsFree(req.Connection, "", req.Ports); err != nil {
+	if err := s.PortsFree(req.Connection, req.Engagement, req.Ports); err != nil {
 		return none, err
 	}
 	if err := s.freeName(ctx, p.Name); err != nil {
 		return none, err
 	}
+	o := owner.Owner{Connection: req.Connection, Engagement: req.Engagement, Name: p.Name}
+	want, err := s.wantBeside(ctx, o, p)
+	if err != nil {
+		return none, err
+	}
+	if req.Engagement != "" { // it holds them from here on, until Stop
+		if _, err := s.opt.Beside.Open(ctx, o, want); err != nil {
+			return none, err
+		}
+	}
 	return command.CheckedHandler{Name: p.Name, Image: image}, nil
+}
+
+// wantBeside is what a handler is to have beside the shared network, once it is
+// known that no other handler of the connection has its ports.
+func (s *Set) wantBeside(ctx context.Context, o owner.Owner, p *Plan) (beside.Want, error) {
+	want, err := p.Beside(ctx, s.eng)
+	if err != nil {
+		return want, err
+	}
+	return want, s.PortsFree(o.Connection, o.Engagement, EventPorts(want.Ports))
 }
 
 // freeName makes sure that a container may get the name: what holds it is
@@ -58,9 +80,12 @@ func (s *Set) freeName(ctx context.Context, name string) error {
 	return h.Conflict(name, "docker rm -f "+name)
 }
 
-// portsFree refuses a port on which another handler of the connection listens:
+// PortsFree refuses a port on which another container of the connection listens:
 // they share one network, and the second bind would fail.
-func (s *Set) portsFree(connection, engagement string, ports []event.Port) error {
+func (s *Set) PortsFree(connection, engagement string, ports []event.Port) error {
+	if err := s.opt.Beside.Ports.Clash(owner.Owner{Connection: connection, Engagement: engagement}, natPorts(ports)); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.records {
@@ -68,7 +93,7 @@ func (s *Set) portsFree(connection, engagement string, ports []event.Port) error
 			continue
 		}
 		if p, clash := samePort(ports, r.ports); clash {
-			return fault.New(fault.AlreadyExists, "ctl leave "+r.engagement, "port %d/%s is the port of the handler %s already, and all handlers of a connection share one network", listens(p), p.Protocol, r.name)
+			return fault.New(fault.AlreadyExists, "ctl leave "+r.engagement, "port %d/%s is the port of the handler %s already, and all containers of a connection share one network", listens(p), p.Protocol, r.name)
 		}
 	}
 	return nil

@@ -35,28 +35,26 @@ type refusal struct {
 func refusals() []refusal {
 	const ownNetwork = "the handler lives in the network of the connection's daemon container"
 	return []refusal{
-		{"--publish", func(a args) bool { return len(a.host.PortBindings) > 0 }, "ports cannot be published yet: " + ownNetwork},
-		{"--publish-all", func(a args) bool { return a.host.PublishAllPorts }, "ports cannot be published yet: " + ownNetwork},
-		{"--expose", func(a args) bool { return len(a.cfg.ExposedPorts) > 0 && len(a.host.PortBindings) == 0 }, "ports cannot be exposed yet: " + ownNetwork},
-		{"--network", otherNetwork, ownNetwork + ", which cannot join other networks yet"},
-		{"--network-alias", endpoint(func(e *network.EndpointSettings) bool { return len(e.Aliases) > 0 }), ownNetwork + " and has no name of its own there"},
-		{"--ip", endpoint(func(e *network.EndpointSettings) bool { return e.IPAMConfig != nil && e.IPAMConfig.IPv4Address != "" }), ownNetwork + " and shares its address"},
-		{"--ip6", endpoint(func(e *network.EndpointSettings) bool { return e.IPAMConfig != nil && e.IPAMConfig.IPv6Address != "" }), ownNetwork + " and shares its address"},
-		{"--link-local-ip", endpoint(func(e *network.EndpointSettings) bool {
+		{"--network host", mode(container.NetworkMode.IsHost), ownNetwork + ", which is how it reaches the cluster and not this machine: its ports can be published (-p)"},
+		{"--network none", mode(container.NetworkMode.IsNone), ownNetwork + ", which is how it reaches the cluster"},
+		{"--network container:", mode(container.NetworkMode.IsContainer), ownNetwork + " and cannot share another one's too: join a network that the other is on (--network NAME)"},
+		{"--network-alias", defaultEndpoint(func(e *network.EndpointSettings) bool { return len(e.Aliases) > 0 }), "a name is one in a network: say in which (--network NAME)"},
+		{"--ip", defaultEndpoint(func(e *network.EndpointSettings) bool { return e.IPAMConfig != nil && e.IPAMConfig.IPv4Address != "" }), "an address is one in a network: say in which (--network NAME)"},
+		{"--ip6", defaultEndpoint(func(e *network.EndpointSettings) bool { return e.IPAMConfig != nil && e.IPAMConfig.IPv6Address != "" }), "an address is one in a network: say in which (--network NAME)"},
+		{"--link-local-ip", defaultEndpoint(func(e *network.EndpointSettings) bool {
 			return e.IPAMConfig != nil && len(e.IPAMConfig.LinkLocalIPs) > 0
-		}), ownNetwork + " and shares its address"},
+		}), "an address is one in a network: say in which (--network NAME)"},
 		{"--mac-address", func(a args) bool {
-			return mac(a) || endpoint(func(e *network.EndpointSettings) bool { return e.MacAddress != "" })(a)
-		}, ownNetwork + " and shares its interface"},
-		{"--link", func(a args) bool {
-			return len(a.host.Links) > 0 || endpoint(func(e *network.EndpointSettings) bool { return len(e.Links) > 0 })(a)
-		}, ownNetwork + ": reach other containers through a network given to ctl connect"},
+			return mac(a) && len(a.named()) == 0 || defaultEndpoint(func(e *network.EndpointSettings) bool { return e.MacAddress != "" })(a)
+		}, "it is the address of an interface, which the handler shares: say in which network (--network NAME)"},
+		{"--network gw-priority=", namedEndpoint(func(e *network.EndpointSettings) bool { return e.GwPriority != 0 }), "the default route is the connection's, which reaches the cluster by it"},
+		{"--link", func(a args) bool { return len(a.host.Links) > 0 && len(a.named()) == 0 }, "a link is one in a network: say in which (--network NAME), where names work without one"},
 		{"--hostname", func(a args) bool { return a.cfg.Hostname != "" }, "the host name is the daemon container's: give it to ctl connect --hostname"},
 		{"--domainname", func(a args) bool { return a.cfg.Domainname != "" }, "the host name is the daemon container's: give it to ctl connect --hostname"},
 		{"--dns", func(a args) bool { return len(a.host.DNS) > 0 }, "names are resolved by the connection, which is how cluster names work"},
 		{"--dns-search", func(a args) bool { return len(a.host.DNSSearch) > 0 }, "names are resolved by the connection, which is how cluster names work"},
 		{"--dns-option", func(a args) bool { return len(a.host.DNSOptions) > 0 }, "names are resolved by the connection, which is how cluster names work"},
-		{"--add-host", func(a args) bool { return len(a.host.ExtraHosts) > 0 }, "the hosts file is the daemon container's"},
+		{"--add-host", func(a args) bool { return len(a.host.ExtraHosts) > 0 }, "the hosts file is the daemon container's: mount one of your own (-v FILE:/etc/hosts)"},
 		{"--restart", func(a args) bool { return !a.host.RestartPolicy.IsNone() && a.host.RestartPolicy.Name != "" }, "the container is removed when it ends (--rm), which is what ends its engagement"},
 	}
 }
@@ -75,23 +73,46 @@ func checkFlags(a args) error {
 	return fault.New(fault.InvalidArgument, "", "%s", strings.Join(bad, "; "))
 }
 
-// otherNetwork: a network was asked for by name. "default" is what the command
-// line writes for none.
-func otherNetwork(a args) bool {
-	if m := a.host.NetworkMode; m != "" && !m.IsDefault() {
-		return true
-	}
-	for name := range a.net.EndpointsConfig {
-		if name != network.NetworkDefault {
+// mode: the container's network mode is such a one.
+func mode(is func(container.NetworkMode) bool) func(args) bool {
+	return func(a args) bool {
+		if is(a.host.NetworkMode) {
 			return true
 		}
+		for name := range a.net.EndpointsConfig {
+			if is(container.NetworkMode(name)) {
+				return true
+			}
+		}
+		return false
 	}
-	return false
 }
 
-func endpoint(is func(*network.EndpointSettings) bool) func(args) bool {
+// named are the networks that were asked for by name, with what was asked for
+// there. "default" is what the command line writes for none.
+func (a args) named() map[string]*network.EndpointSettings {
+	all := map[string]*network.EndpointSettings{}
+	if m := a.host.NetworkMode; m != "" && !m.IsDefault() && !m.IsHost() && !m.IsNone() && !m.IsContainer() {
+		all[m.NetworkName()] = nil
+	}
+	for name, e := range a.net.EndpointsConfig {
+		if name != network.NetworkDefault {
+			all[name] = e
+		}
+	}
+	return all
+}
+
+func defaultEndpoint(is func(*network.EndpointSettings) bool) func(args) bool {
 	return func(a args) bool {
-		for _, e := range a.net.EndpointsConfig {
+		e := a.net.EndpointsConfig[network.NetworkDefault]
+		return e != nil && is(e)
+	}
+}
+
+func namedEndpoint(is func(*network.EndpointSettings) bool) func(args) bool {
+	return func(a args) bool {
+		for _, e := range a.named() {
 			if e != nil && is(e) {
 				return true
 			}

@@ -48,11 +48,18 @@ func TestFlags(t *testing.T) {
 	}{
 		{name: "nothing given"},
 		{name: "harmless", config: `{"Tty":true,"OpenStdin":true,"User":"1000","Env":["A=1"]}`, host: `{"Memory":1000000,"AutoRemove":true,"Binds":["/a:/b"],"NetworkMode":""}`},
-		{name: "-p 8080:80", config: `{"ExposedPorts":{"80/tcp":{}}}`, host: `{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]}}`, refused: []string{"--publish"}},
-		{name: "-P", host: `{"PublishAllPorts":true}`, refused: []string{"--publish-all"}},
-		{name: "--expose 9", config: `{"ExposedPorts":{"9/tcp":{}}}`, refused: []string{"--expose"}},
-		{name: "--network host", host: `{"NetworkMode":"host"}`, nets: `{"EndpointsConfig":{"host":{}}}`, refused: []string{"--network"}},
-		{name: "--network foo --network-alias bar", host: `{"NetworkMode":"foo"}`, nets: `{"EndpointsConfig":{"foo":{"Aliases":["bar"]}}}`, refused: []string{"--network", "--network-alias"}},
+		{name: "-p 8080:80", config: `{"ExposedPorts":{"80/tcp":{}}}`, host: `{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]}}`},
+		{name: "-P", host: `{"PublishAllPorts":true}`},
+		{name: "--expose 9", config: `{"ExposedPorts":{"9/tcp":{}}}`},
+		{name: "--network host", host: `{"NetworkMode":"host"}`, nets: `{"EndpointsConfig":{"host":{}}}`, refused: []string{"--network host"}},
+		{name: "--network none", host: `{"NetworkMode":"none"}`, nets: `{"EndpointsConfig":{"none":{}}}`, refused: []string{"--network none"}},
+		{name: "--network container:x", host: `{"NetworkMode":"container:x"}`, nets: `{"EndpointsConfig":{"container:x":{}}}`, refused: []string{"--network container:"}},
+		{name: "--network foo --network-alias bar --ip 10.0.0.2", host: `{"NetworkMode":"foo"}`, nets: `{"EndpointsConfig":{"default":null,"foo":{"Aliases":["bar"],"IPAMConfig":{"IPv4Address":"10.0.0.2"}}}}`},
+		{name: "two networks", host: `{"NetworkMode":"foo"}`, nets: `{"EndpointsConfig":{"default":null,"foo":{},"bar":{}}}`},
+		{name: "--network name=foo,gw-priority=1", host: `{"NetworkMode":"foo"}`, nets: `{"EndpointsConfig":{"foo":{"GwPriority":1}}}`, refused: []string{"--network gw-priority="}},
+		{name: "--network foo --mac-address", config: `{"MacAddress":"02:42:ac:11:00:02"}`, host: `{"NetworkMode":"foo"}`, nets: `{"EndpointsConfig":{"foo":{"MacAddress":"02:42:ac:11:00:02"}}}`},
+		{name: "--network foo --link db", host: `{"NetworkMode":"foo","Links":["db"]}`, nets: `{"EndpointsConfig":{"foo":{"Links":["db"]}}}`},
+		{name: "--network-alias", nets: `{"EndpointsConfig":{"default":{"Aliases":["bar"]}}}`, refused: []string{"--network-alias"}},
 		{name: "--ip and --ip6", nets: `{"EndpointsConfig":{"default":{"IPAMConfig":{"IPv4Address":"10.0.0.2","IPv6Address":"fd00::2"}}}}`, refused: []string{"--ip", "--ip6"}},
 		{name: "--link-local-ip", nets: `{"EndpointsConfig":{"default":{"IPAMConfig":{"LinkLocalIPs":["169.254.1.1"]}}}}`, refused: []string{"--link-local-ip"}},
 		{name: "--hostname", config: `{"Hostname":"h"}`, refused: []string{"--hostname"}},
@@ -91,13 +98,16 @@ func TestFlags(t *testing.T) {
 }
 
 func TestJoinLeavesNothingThatTheEngineRefuses(t *testing.T) {
-	p, err := NewPlan(given("", `{"RestartPolicy":{"Name":"no"}}`, ""), "intercept-web/app-80")
+	p, err := NewPlan(given("", `{"RestartPolicy":{"Name":"no"},"NetworkMode":"foo","Links":["db"],"PublishAllPorts":true,"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`, `{"EndpointsConfig":{"foo":{"Aliases":["a"]},"bar":{}}}`), "intercept-web/app-80")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.Join("abc")
-	if p.Name != "intercept-web-app-80" || !p.Host.AutoRemove || p.Host.NetworkMode != "container:abc" || p.Host.PortBindings != nil || p.Config.ExposedPorts != nil {
+	if p.Name != "intercept-web-app-80" || !p.Host.AutoRemove || p.Host.NetworkMode != "container:abc" || p.Host.PortBindings != nil || p.Config.ExposedPorts != nil || p.Host.PublishAllPorts || p.Host.Links != nil {
 		t.Errorf("plan %+v %+v", p, p.Host)
+	}
+	if len(p.Publish) != 1 || !p.PublishAll || len(p.Networks) != 2 || p.Networks["foo"] == nil {
+		t.Errorf("what is to be done beside the network was lost: %+v", p)
 	}
 }
 

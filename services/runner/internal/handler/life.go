@@ -2,11 +2,13 @@ package handler
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
+	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/engine"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -18,7 +20,16 @@ const outputTime = 2 * time.Second
 
 // create makes the container; r's turn is taken.
 func (s *Set) create(ctx context.Context, r *record, req command.CreateHandler, p *Plan) {
-	id, image, err := s.createContainer(ctx, req, p)
+	want, err := s.wantBeside(ctx, r.owner(), p)
+	var has beside.Has
+	if err == nil {
+		has, err = s.opt.Beside.Open(ctx, r.owner(), want)
+	}
+	var id, image string
+	if err == nil {
+		maps.Copy(p.Config.Labels, has.Labels())
+		id, image, err = s.createContainer(ctx, req, p)
+	}
 	if err != nil {
 		s.fail(ctx, r, err)
 		return
@@ -26,7 +37,7 @@ func (s *Set) create(ctx context.Context, r *record, req command.CreateHandler, 
 	s.mu.Lock()
 	r.container, r.image, r.phase = id, image, created
 	s.mu.Unlock()
-	s.state(ctx, r, event.HandlerCreated{Container: p.Name, ContainerID: id, Image: image})
+	s.state(ctx, r, event.HandlerCreated{Container: p.Name, ContainerID: id, Image: image, Published: has.Published})
 }
 
 func (s *Set) createContainer(ctx context.Context, req command.CreateHandler, p *Plan) (id, image string, err error) {
@@ -72,6 +83,7 @@ func (s *Set) clean(ctx context.Context, r *record) {
 			s.log.Warn("the handler's container is left to the next sweep", "engagement", r.engagement, "err", err)
 		}
 	}
+	s.opt.Beside.Close(ctx, r.owner())
 	s.removeVolumes(ctx, r.engagement)
 }
 
@@ -139,6 +151,7 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting, outpu
 	if err := s.eng.Gone(ctx, r.container); err != nil {
 		s.log.Warn("the handler's container is not removed yet", "engagement", r.engagement, "err", err)
 	}
+	s.opt.Beside.Close(ctx, r.owner())
 	s.removeVolumes(ctx, r.engagement)
 	close(r.gone)
 }

@@ -2,7 +2,9 @@ package handler
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"maps"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -10,10 +12,13 @@ import (
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
+	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/engine"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/versions"
+	"github.com/docker/go-connections/nat"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -24,6 +29,14 @@ type Plan struct {
 	Config   *container.Config
 	Host     *container.HostConfig
 	Platform *ocispec.Platform
+	// Publish, PublishAll and Expose are what the user asked for with these flags.
+	// The engine refuses them beside a shared network: package ports does it.
+	Publish    nat.PortMap
+	PublishAll bool
+	Expose     nat.PortSet
+	// Networks are those that the user named, with what was asked for there. The
+	// engine refuses these too: package network does it.
+	Networks map[string]*network.EndpointSettings
 }
 
 // NewPlan reads and checks a container as Docker's command line parsed it.
@@ -45,7 +58,7 @@ func NewPlan(h command.Handler, auto string) (*Plan, error) {
 	if err := checkFlags(a); err != nil {
 		return nil, err
 	}
-	p := &Plan{Name: h.Name, Config: a.cfg, Host: a.host}
+	p := &Plan{Name: h.Name, Config: a.cfg, Host: a.host, Publish: a.host.PortBindings, PublishAll: a.host.PublishAllPorts, Expose: a.cfg.ExposedPorts, Networks: a.named()}
 	if p.Name == "" && auto != "" {
 		p.Name = engine.Name(auto)
 	}
@@ -68,7 +81,39 @@ func (p *Plan) Join(daemon string) {
 	p.Host.RestartPolicy = container.RestartPolicy{}
 	// What the command line has filled in for "none"; the engine would take an
 	// exposed port of an empty map for one that was given.
-	p.Config.ExposedPorts, p.Host.PortBindings = nil, nil
+	p.Config.ExposedPorts, p.Host.PortBindings, p.Host.PublishAllPorts, p.Host.Links = nil, nil, false, nil
+	//lint:ignore SA1019 deprecated, but what Docker's command line sets for engines before API 1.44
+	p.Config.MacAddress = "" // of a network that is joined
+}
+
+// Beside is what the container is to have beside the shared network: the ports
+// to publish, with those that the image exposes where all are to be, and the
+// networks to join.
+func (p *Plan) Beside(ctx context.Context, e *engine.Engine) (beside.Want, error) {
+	w := beside.Want{Ports: maps.Clone(p.Publish), Networks: p.Networks}
+	for name, ep := range p.Networks {
+		if ep != nil && ep.MacAddress != "" && versions.LessThan(e.API.ClientVersion(), "1.44") {
+			return w, fault.New(fault.FailedPrecondition, "docker version", "--mac-address in the network %s takes Docker Engine 25 or newer", name)
+		}
+	}
+	if !p.PublishAll {
+		return w, nil
+	}
+	if w.Ports == nil {
+		w.Ports = nat.PortMap{}
+	}
+	exposed, err := e.Exposed(ctx, p.Config.Image)
+	if err != nil {
+		return w, err
+	}
+	for _, set := range []nat.PortSet{exposed, p.Expose} {
+		for port := range set {
+			if len(w.Ports[port]) == 0 {
+				w.Ports[port] = []nat.PortBinding{{}} // any port of the host
+			}
+		}
+	}
+	return w, nil
 }
 
 // mergeEnv is the environment of a handler: the remote container's, then the
@@ -136,4 +181,21 @@ func samePort(a, b []event.Port) (event.Port, bool) {
 		}
 	}
 	return event.Port{}, false
+}
+
+// natPorts and EventPorts are ports in the engine's and in the bus's words.
+func natPorts(ports []event.Port) nat.PortMap {
+	m := nat.PortMap{}
+	for _, p := range ports {
+		m[nat.Port(strconv.Itoa(int(listens(p)))+"/"+strings.ToLower(p.Protocol))] = nil
+	}
+	return m
+}
+
+func EventPorts(m nat.PortMap) []event.Port {
+	var ports []event.Port
+	for p := range m {
+		ports = append(ports, event.Port{Container: uint16(p.Int()), Protocol: strings.ToUpper(p.Proto())})
+	}
+	return ports
 }

@@ -33,12 +33,15 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
+	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/engine"
+	"berth.dev/services/runner/internal/owner"
 )
 
 // Options are what a Set needs beside the engine.
 type Options struct {
 	VolumeDriver string
+	Beside       beside.Holder
 	// State states a fact; it returns when the fact is safe.
 	State func(ctx context.Context, id string, d event.Data)
 	// Output opens the record of a handler's output.
@@ -116,7 +119,7 @@ func (s *Set) Create(ctx context.Context, req command.CreateHandler) (command.Ac
 	if err != nil {
 		return accepted, err
 	}
-	if err := s.portsFree(req.Connection, req.Engagement, req.Ports); err != nil {
+	if err := s.PortsFree(req.Connection, req.Engagement, req.Ports); err != nil {
 		return accepted, err
 	}
 	r := newRecord(req.Engagement, req.Connection, p.Name, req.Ports)
@@ -200,6 +203,8 @@ func (s *Set) Stop(ctx context.Context, req command.EngagementRef) (command.Acce
 	}
 	r := s.get(req.Engagement)
 	if r == nil {
+		// What was opened at the check of a handler that was never created.
+		s.opt.Beside.Close(ctx, owner.Owner{Engagement: req.Engagement})
 		accepted.Already = true
 		return accepted, nil
 	}
@@ -263,6 +268,11 @@ func (s *Set) Forget(known func(engagement string) bool) {
 			delete(s.records, id)
 		}
 	}
+}
+
+// owner is for whom r has ports and networks.
+func (r *record) owner() owner.Owner {
+	return owner.Owner{Connection: r.connection, Engagement: r.engagement, Name: r.name}
 }
 
 func newRecord(engagement, connection, name string, ports []event.Port) *record {

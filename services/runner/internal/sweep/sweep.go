@@ -38,11 +38,21 @@ type Daemons interface {
 	Stop(ctx context.Context, req command.StopDaemon) (command.Accepted, error)
 }
 
+// Beside is what a sweep asks of packages ports and network.
+type Beside interface {
+	// Holds reports whether a forwarder's container or volume, by its labels,
+	// belongs to somebody.
+	Holds(labels map[string]string, known func(engagement string) bool) bool
+	// Reconcile leaves networks that were joined for nobody who is left.
+	Reconcile(ctx context.Context, known func(engagement string) bool) error
+}
+
 // Sweeper removes what has no owner.
 type Sweeper struct {
 	Engine   *engine.Engine
 	Handlers Handlers
 	Daemons  Daemons
+	Beside   Beside
 	// State asks connector for all that it knows.
 	State func(ctx context.Context) (command.State, error)
 	Log   *slog.Logger
@@ -115,13 +125,20 @@ func (s *Sweeper) Sweep(ctx context.Context, catchUp bool) error {
 		s.Handlers.CatchUp(ctx, st.Engagements)
 	}
 	for _, c := range has.containers {
-		if why := orphan(c, known, connected); why != "" {
+		why := orphan(c, known, connected)
+		if c.Labels[engine.LabelComponent] == engine.Forwarder && why == "" && !s.Beside.Holds(c.Labels, known) {
+			why = "what it was for is over"
+		}
+		if why != "" {
 			s.Log.Info("a container without an owner is removed", "container", c.Names, "connection", c.Labels[engine.LabelConnection], "engagement", c.Labels[engine.LabelEngagement], "why", why)
 			s.remove(ctx, c)
 		}
 	}
 	s.sweepVolumes(ctx, has, known)
 	s.sweepNetworks(ctx, has, connected)
+	if err := s.Beside.Reconcile(ctx, known); err != nil {
+		s.Log.Warn("networks that were joined for a container could not be left", "err", err)
+	}
 	s.Handlers.Forget(known)
 	return nil
 }
@@ -162,7 +179,11 @@ func (s *Sweeper) remove(ctx context.Context, c container.Summary) {
 
 func (s *Sweeper) sweepVolumes(ctx context.Context, has inventory, known func(string) bool) {
 	for _, v := range has.volumes {
-		if id := v.Labels[engine.LabelEngagement]; id == "" || known(id) {
+		if v.Labels[engine.LabelComponent] == engine.Forwarder {
+			if s.Beside.Holds(v.Labels, known) {
+				continue
+			}
+		} else if id := v.Labels[engine.LabelEngagement]; id == "" || known(id) {
 			continue
 		}
 		if err := s.Engine.API.VolumeRemove(ctx, v.Name, true); err != nil && !cerrdefs.IsNotFound(err) {

@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -63,6 +65,10 @@ func main() {
 	case "net": // what the network looks like from here
 		show("/proc/net/dev")
 		show("/proc/net/route")
+	case "serve": // NETWORK/ADDR…: says back what it is told, as in tcp/127.0.0.1:80
+		serve(args[1:])
+	case "ask": // NETWORK/ADDR TEXT: tells an echo server, and says what comes back
+		fmt.Println(ask(args[1], args[2]))
 	case "write": // PATH
 		check(os.WriteFile(args[1], []byte("written"), 0o644))
 		show(args[1])
@@ -102,4 +108,59 @@ func check(err error) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(99)
 	}
+}
+
+// serve answers until SIGTERM.
+func serve(addrs []string) {
+	c := term()
+	for _, a := range addrs {
+		network, addr, _ := strings.Cut(a, "/")
+		if strings.HasPrefix(network, "udp") {
+			p, err := net.ListenPacket(network, addr)
+			check(err)
+			go func() {
+				buf := make([]byte, 1<<16)
+				for {
+					n, from, err := p.ReadFrom(buf)
+					check(err)
+					_, _ = p.WriteTo(buf[:n], from)
+				}
+			}()
+			continue
+		}
+		l, err := net.Listen(network, addr)
+		check(err)
+		go func() {
+			for {
+				c, err := l.Accept()
+				check(err)
+				go func() {
+					defer c.Close()
+					_, _ = io.Copy(c, c)
+				}()
+			}
+		}()
+	}
+	fmt.Println("serving")
+	<-c
+}
+
+func ask(at, text string) string {
+	network, addr, _ := strings.Cut(at, "/")
+	c, err := net.DialTimeout(network, addr, 3*time.Second)
+	check(err)
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+	_, err = c.Write([]byte(text))
+	check(err)
+	if t, ok := c.(*net.TCPConn); ok {
+		check(t.CloseWrite())
+		b, err := io.ReadAll(c)
+		check(err)
+		return string(b)
+	}
+	buf := make([]byte, 1<<16)
+	n, err := c.Read(buf)
+	check(err)
+	return string(buf[:n])
 }
