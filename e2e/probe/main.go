@@ -13,12 +13,15 @@
 //	probe resolve NAME              prints the addresses, sorted
 //	probe srv NAME, probe ptr IP    prints what DNS says
 //	probe halfclose ADDR            sends, closes its half, reads the echo to the end
-//	probe echo PORT                 TCP and UDP echo server
+//	probe echo PORT|ADDR:PORT…      TCP and UDP echo server
+//	probe hash                      prints the SHA-256 of its stdin
+//	probe apart                     writes "out" to stdout and "err" to stderr
 package main
 
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -107,7 +110,16 @@ func run(args []string) error {
 	case "halfclose":
 		return halfClose(arg(1))
 	case "echo":
-		return echo(arg(1))
+		return echo(args[1:])
+	case "hash":
+		h := sha256.New()
+		n, err := io.Copy(h, os.Stdin)
+		fmt.Printf("%d %x\n", n, h.Sum(nil))
+		return err
+	case "apart":
+		fmt.Println("out")
+		fmt.Fprintln(os.Stderr, "err")
+		return nil
 	}
 	return fmt.Errorf("unknown word %q", args[0])
 }
@@ -213,26 +225,43 @@ func halfClose(addr string) error {
 	return nil
 }
 
-func echo(port string) error {
-	pc, err := net.ListenPacket("udp", ":"+port)
-	if err != nil {
-		return err
+// echo answers at all addresses until it is killed.
+func echo(addrs []string) error {
+	if len(addrs) == 0 {
+		return errors.New("echo: no port")
 	}
-	go func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = pc.WriteTo(buf[:n], from)
+	failed := make(chan error)
+	for _, a := range addrs {
+		if !strings.Contains(a, ":") {
+			a = ":" + a
 		}
-	}()
-	l, err := net.Listen("tcp", ":"+port)
-	if err != nil {
-		return err
+		pc, err := net.ListenPacket("udp", a)
+		if err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- echoUDP(pc) }()
+		go func() { failed <- echoTCP(l) }()
 	}
-	fmt.Println("echo on", port)
+	fmt.Println("echo on", strings.Join(addrs, " "))
+	return <-failed
+}
+
+func echoUDP(c net.PacketConn) error {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		_, _ = c.WriteTo(buf[:n], from)
+	}
+}
+
+func echoTCP(l net.Listener) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {

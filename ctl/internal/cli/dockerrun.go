@@ -6,6 +6,8 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
@@ -15,6 +17,9 @@ import (
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/render"
 	"berth.dev/ctl/internal/usage"
+	"berth.dev/ctl/internal/workspace"
+
+	"github.com/docker/docker/api/types/container"
 )
 
 func (a *App) dockerRunCommand() *usage.Command {
@@ -79,6 +84,9 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 	}()
 	select {
 	case o := <-ended:
+		if o.err == nil && o.code != 0 && !interrupt.Is(ctx) {
+			a.connectionGone(s, rec)
+		}
 		return a.dockerRunEnd(ctx, o.code, o.err)
 	case <-a.sig.Second.Done():
 		// The container has had both signals, as docker run would have passed them on.
@@ -109,4 +117,31 @@ func (a *App) published(all []event.Published) {
 		host := net.JoinHostPort(p.HostIP, strconv.Itoa(int(p.HostPort)))
 		a.print.Progress("published %s -> %d/%s", host, p.Container, p.Protocol)
 	}
+}
+
+// connectionGone tells of a container's end that was the end of its connection.
+func (a *App) connectionGone(s *session, rec command.Connection) {
+	ctx, cancel := context.WithTimeout(a.sig.Second, 2*time.Second)
+	defer cancel()
+	state, err := bus.Call(ctx, s.conn, command.StateGet, "", command.None{})
+	alive := func(c command.Connection) bool { return c.ID == rec.ID && c.Phase != "disconnecting" }
+	if err != nil || !slices.ContainsFunc(state.Connections, alive) {
+		a.print.Notice("ctl: the connection %s has ended, and with it the container's network: run it again after ctl connect", rec.Name)
+	}
+}
+
+// dockerRuns names the containers of ctl docker-run in a connection's network.
+// An engine that does not answer is told of by what follows.
+func (a *App) dockerRuns(ctx context.Context, ws *workspace.Workspace, connection string) []string {
+	l, err := ws.Leftovers(ctx, workspace.LabelComponent+"=docker-run", workspace.LabelConnection+"="+connection)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, c := range l.Containers {
+		if c.State == container.StateRunning || c.State == container.StatePaused {
+			names = append(names, strings.TrimPrefix(append(c.Names, c.ID)[0], "/")+" ("+c.Image+")")
+		}
+	}
+	return names
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"berth.dev/bus"
@@ -136,7 +137,11 @@ func (a *App) quitByLabel(ctx context.Context, ws *workspace.Workspace, why erro
 func (a *App) disconnect(ws *workspace.Workspace, conn *bus.Conn, rec command.Connection, cause string) error {
 	ctx, cancel := context.WithTimeoutCause(a.sig.Second, endWithin, fmt.Errorf("not ended within %v", endWithin))
 	defer cancel()
+	guests := a.dockerRuns(ctx, ws, rec.ID)
 	err := a.closeConnection(ctx, conn, rec, cause)
+	if len(guests) > 0 && !interrupt.Is(a.sig.Second) {
+		a.print.Notice("ctl: the network of %s is gone, and with it what ran in it by ctl docker-run; to be run again after ctl connect: %s", rec.Name, strings.Join(guests, ", "))
+	}
 	if err == nil {
 		return nil
 	}

@@ -22,7 +22,7 @@ func ImageAt(args []string) (int, error) {
 	cmd.SetOut(io.Discard)
 	cmd.SetErr(io.Discard)
 	if err := cmd.ParseFlags(args); err != nil {
-		return 0, fault.New(fault.InvalidArgument, "docker run --help", "the arguments behind --: %s", plain(err))
+		return 0, fault.New(fault.InvalidArgument, "docker run --help", "%s: %s", behindDashes, plain(err))
 	}
 	return len(args) - cmd.Flags().NArg(), nil
 }

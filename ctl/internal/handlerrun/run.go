@@ -61,7 +61,10 @@ type Hooks struct {
 // said. ctx ends what comes before the container's start; afterwards only the
 // container's end ends Run.
 func Run(ctx context.Context, o Options, h Hooks) (int, error) {
-	w := &wrapper{APIClient: o.API, hooks: h}
+	w := &wrapper{APIClient: o.API, hooks: h, where: "the arguments"}
+	if o.Handler {
+		w.where = behindDashes
+	}
 	dc, err := command.NewDockerCli(command.WithAPIClient(w), command.WithBaseContext(ctx),
 		command.WithInputStream(o.Stdin), command.WithOutputStream(o.Stdout), command.WithErrorStream(o.Stderr))
 	if err != nil {
@@ -84,6 +87,9 @@ func Run(ctx context.Context, o Options, h Hooks) (int, error) {
 	}
 	return w.outcome(cmd.ExecuteContext(ctx))
 }
+
+// behindDashes is where a handler's arguments stand.
+const behindDashes = "the arguments behind --"
 
 // runCommand is Docker's own `run`, with Docker's own flags.
 func runCommand(dc command.Cli) *cobra.Command {
@@ -132,7 +138,7 @@ func (w *wrapper) outcome(err error) (int, error) {
 	if strings.Contains(msg, "requires at least 1 argument") {
 		msg = "no image given"
 	}
-	return 0, fault.New(fault.InvalidArgument, "docker run --help", "the arguments behind --: %s", msg)
+	return 0, fault.New(fault.InvalidArgument, "docker run --help", "%s: %s", w.where, msg)
 }
 
 // plain is Docker's message without the frame for its own command line.

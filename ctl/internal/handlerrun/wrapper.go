@@ -29,6 +29,7 @@ type Spec struct {
 type wrapper struct {
 	client.APIClient
 	hooks Hooks
+	where string // the user's arguments stand
 
 	mu      sync.Mutex
 	missing string // image that was not there
