@@ -4,9 +4,13 @@ go 1.26.0
 
 require (
 	berth.dev/files v0.0.0
+	berth.dev/tunnel v0.0.0
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/peterbourgon/ff/v3 v3.4.0
 	golang.org/x/sys v0.49.0
 )
 
-replace berth.dev/files => ../../files
+replace (
+	berth.dev/files => ../../files
+	berth.dev/tunnel => ../../tunnel
+)

@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"berth.dev/services/telemount/internal/door"
 	"berth.dev/services/telemount/internal/driver"
 	"berth.dev/services/telemount/internal/volume"
+	"berth.dev/tunnel"
 )
 
 // run serves the plugin until ctx ends, and unmounts what is mounted.
@@ -22,7 +24,11 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.level})).With("service", "telemount")
-	vs, err := volume.Open(c.root, c.state, nil, log)
+	dial, err := dialer(c.key, log)
+	if err != nil {
+		return err
+	}
+	vs, err := volume.Open(c.root, c.state, dial, log)
 	if err != nil {
 		return err
 	}
@@ -43,4 +49,23 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// dialer proves itself with the key in file. Without a key, as by hand, only
+// volumes with the option server can be mounted.
+func dialer(file string, log *slog.Logger) (volume.Dialer, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		log.Warn("no key: only volumes with the option server can be mounted", "identity", file)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read key: %w", err)
+	}
+	id, err := tunnel.ParseIdentity(b)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", file, err)
+	}
+	log.Info("known by the pin", "pin", id.Pin())
+	return door.New(id, "telemount/"+version, log), nil
 }

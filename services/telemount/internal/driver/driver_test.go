@@ -51,6 +51,10 @@ func TestCalls(t *testing.T) {
 		{"w", strings.Replace(good, "/data", "/data/../etc", 1), "clean"},
 		{"w", strings.Replace(good, "/data", "data", 1), "absolute"},
 		{"w", `{"path":"/data"}`, "engagement"},
+		{"w", `{"path":"/data","engagement":"e","door":"127.0.0.1:1"}`, "go together"},
+		{"w", `{"path":"/data","engagement":"e","door":"host:1","pin":"p"}`, "IP:port"},
+		{"w", strings.Replace(good, `"ro":"true"`, `"door":"127.0.0.1:1"`, 1), "go together"},
+		{"w", strings.Replace(good, `"ro":"true"`, `"ro":"perhaps"`, 1), "ro="},
 		{"w", strings.Replace(good, `"ro":"true"`, `"timeout":"1ns"`, 1), "100ms"},
 	} {
 		if got := create(x.name, x.opts); x.want == "" && got != "" || !strings.Contains(got, x.want) {

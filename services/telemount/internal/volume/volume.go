@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,25 +30,35 @@ import (
 	"time"
 
 	"berth.dev/files"
+	"berth.dev/services/telemount/internal/door"
 	"berth.dev/services/telemount/internal/mount"
 
 	"golang.org/x/sys/unix"
 )
 
-// Dialer reaches the file server of an engaged container.
+// Dialer reaches the file servers of engaged containers; *door.Dialer is one.
 type Dialer interface {
-	Dial(ctx context.Context, engagement, container string) (net.Conn, error)
+	Dial(ctx context.Context, t door.Target) (net.Conn, error)
+	Token(ctx context.Context, t door.Target) (string, error)
+	// Release says that a volume of t is no longer mounted.
+	Release(t door.Target)
 }
 
 // Spec is what the driver options say.
 type Spec struct {
 	Engagement string        `json:"engagement,omitempty"`
-	Container  string        `json:"container,omitempty"`
+	Container  string        `json:"container,omitempty"` // for people
+	Door       string        `json:"door,omitempty"`
+	Pin        string        `json:"pin,omitempty"`
 	Path       string        `json:"path"`
 	ReadOnly   bool          `json:"ro,omitempty"`
 	Timeout    time.Duration `json:"timeout"`
 	Server     string        `json:"server,omitempty"`
 	TokenFile  string        `json:"tokenFile,omitempty"`
+}
+
+func (s Spec) target() door.Target {
+	return door.Target{Door: s.Door, Pin: s.Pin, Engagement: s.Engagement}
 }
 
 type entry struct {
@@ -162,6 +173,13 @@ func Parse(opts map[string]string) (Spec, error) {
 			x.Engagement = v
 		case "container":
 			x.Container = v
+		case "door":
+			x.Door = v
+			if _, err = netip.ParseAddrPort(v); err != nil {
+				err = errors.New("want IP:port of the daemon container")
+			}
+		case "pin":
+			x.Pin = v
 		case "path":
 			x.Path = v
 		case "ro":
@@ -175,7 +193,7 @@ func Parse(opts map[string]string) (Spec, error) {
 		case "token-file":
 			x.TokenFile = v
 		default:
-			err = errors.New("unknown option; there are engagement, container, path, ro, timeout, server, token-file")
+			err = errors.New("unknown option; there are engagement, container, door, pin, path, ro, timeout, server, token-file")
 		}
 		if err != nil {
 			return x, fmt.Errorf("option %s=%q: %w", k, v, err)
@@ -187,8 +205,11 @@ func Parse(opts map[string]string) (Spec, error) {
 	if (x.Engagement == "") == (x.Server == "") {
 		return x, errors.New("want either the option engagement or the option server")
 	}
-	if x.Server != "" && x.TokenFile == "" {
-		return x, errors.New("option server needs option token-file")
+	if (x.Server == "") != (x.TokenFile == "") {
+		return x, errors.New("the options server and token-file go together")
+	}
+	if n := x.Engagement == ""; n != (x.Door == "") || n != (x.Pin == "") {
+		return x, errors.New("the options engagement, door and pin go together: `ctl replace` sets them")
 	}
 	return x, nil
 }
@@ -332,13 +353,14 @@ func (s *Set) mount(ctx context.Context, name string, e *entry) error {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", e.Spec.Server)
 		}
 	case s.dial != nil:
-		// The dialer's listener is authenticated; the agent sees the engagement.
-		o.Token = e.Spec.Engagement
-		o.Dial = func(ctx context.Context) (net.Conn, error) {
-			return s.dial.Dial(ctx, e.Spec.Engagement, e.Spec.Container)
+		var err error
+		if o.Token, err = s.dial.Token(ctx, e.Spec.target()); err != nil {
+			s.release(e)
+			return fmt.Errorf("mount volume %s: ask for the engagement's token: %w", name, err)
 		}
+		o.Dial = func(ctx context.Context) (net.Conn, error) { return s.dial.Dial(ctx, e.Spec.target()) }
 	default:
-		return errors.New("this plugin was started without a connection to the cluster: only volumes with the option server can be mounted")
+		return errors.New("this plugin has no key to reach a cluster with: only volumes with the option server can be mounted")
 	}
 	dir := s.dir(name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -347,6 +369,7 @@ func (s *Set) mount(ctx context.Context, name string, e *entry) error {
 	m, err := mount.New(ctx, dir, o)
 	if err != nil {
 		_ = os.Remove(dir)
+		s.release(e)
 		return fmt.Errorf("mount volume %s: %w", name, err)
 	}
 	e.m = m
@@ -359,6 +382,14 @@ func (s *Set) unmount(name string, e *entry) error {
 	}
 	err := e.m.Close()
 	e.m = nil
+	s.release(e)
 	_ = os.Remove(s.dir(name))
 	return err
+}
+
+// release says that e is not mounted.
+func (s *Set) release(e *entry) {
+	if s.dial != nil && e.Spec.Engagement != "" {
+		s.dial.Release(e.Spec.target())
+	}
 }

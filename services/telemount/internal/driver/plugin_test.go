@@ -1,0 +1,246 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"berth.dev/files"
+	"berth.dev/services/telemount/internal/door"
+	"berth.dev/services/telemount/internal/volume"
+	"berth.dev/tunnel"
+)
+
+// serveDoor is a vif and an agent in one: behind the tunnel's handshake, a file
+// server of dir.
+func serveDoor(t *testing.T, key tunnel.Pin, dir string) map[string]string {
+	t.Helper()
+	id, err := tunnel.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := files.NewServer(files.Export{Roots: []files.Root{{Path: dir}}}, files.TokenIs("canary"), nil)
+	srv.Keep = 10 * time.Millisecond // it is in the process whose goroutines are counted
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() { l.Close(); cancel(); srv.Close(); wg.Wait() })
+	var reg tunnel.Registry
+	tunnel.Handle(&reg, files.MethodToken, func(context.Context, files.TokenRequest) (files.TokenAnswer, error) {
+		return files.TokenAnswer{Token: "canary"}, nil
+	})
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				s, _, _, err := tunnel.Serve(ctx, c, id, func(_ context.Context, _ tunnel.Hello, p tunnel.Pin) (*tunnel.Welcome, error) {
+					if p != key {
+						return nil, fmt.Errorf("a stranger")
+					}
+					return &tunnel.Welcome{}, nil
+				}, tunnel.Config{})
+				if err != nil {
+					return
+				}
+				defer s.Close()
+				for {
+					r, err := s.Accept(ctx)
+					if err != nil {
+						return
+					}
+					if r.Header.Kind == tunnel.KindRPC {
+						wg.Go(func() { _ = tunnel.ServeRPC(ctx, r, &reg) })
+					} else if st, err := r.Accept(); err == nil {
+						wg.Go(func() { _ = srv.Serve(ctx, st) })
+					}
+				}
+			})
+		}
+	})
+	return map[string]string{"engagement": "e", "container": "c", "door": l.Addr().String(), "pin": string(id.Pin()), "path": dir}
+}
+
+// TestLoops is the whole plugin, on its socket, as Docker uses it: 20 volumes,
+// each mounted, used and unmounted again and again, ten at once. Nothing of it
+// may be left: in the mount table, in the state, in the process.
+func TestLoops(t *testing.T) {
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil || os.Getuid() != 0 {
+		t.Skip("needs root and /dev/fuse")
+	} else {
+		f.Close()
+	}
+	const volumes, atOnce = 20, 10
+	rounds := 100
+	if testing.Short() {
+		rounds = 5
+	}
+	served := t.TempDir()
+	if err := os.WriteFile(served+"/f", []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	key, err := tunnel.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := serveDoor(t, key.Pin(), served)
+
+	root := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	dial := door.New(key, "test", log)
+	defer dial.Close()
+	vs, err := volume.Open(root, root+"/state.json", dial, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vs.Close()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: New(vs, log)}
+	go srv.Serve(l)
+	defer srv.Close()
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	call := func(verb string, in any) (out struct{ Err, Mountpoint string }) {
+		b, _ := json.Marshal(in)
+		r, err := client.Post("http://plugin/VolumeDriver."+verb, "application/json", bytes.NewReader(b))
+		if err != nil {
+			out.Err = err.Error()
+			return out
+		}
+		defer r.Body.Close()
+		if err := json.NewDecoder(r.Body).Decode(&out); err != nil {
+			out.Err = err.Error()
+		}
+		return out
+	}
+	type named struct {
+		Name, ID string
+		Opts     map[string]string
+	}
+	round := func(rounds int) {
+		slots := make(chan struct{}, atOnce)
+		var wg sync.WaitGroup
+		for i := range volumes {
+			wg.Go(func() {
+				name := fmt.Sprintf("v%d", i)
+				slots <- struct{}{}
+				out := call("Create", named{Name: name, Opts: opts})
+				<-slots
+				for r := range rounds {
+					slots <- struct{}{}
+					id := fmt.Sprint(r)
+					if out.Err == "" {
+						out = call("Mount", named{Name: name, ID: id})
+					}
+					if out.Err == "" {
+						if b, err := os.ReadFile(out.Mountpoint + "/f"); err != nil || string(b) != "x" {
+							t.Errorf("%s: read %q, %v", name, b, err)
+						}
+						out = call("Unmount", named{Name: name, ID: id})
+					}
+					<-slots
+				}
+				if out.Err == "" {
+					out = call("Remove", named{Name: name})
+				}
+				if out.Err != "" {
+					t.Errorf("%s: %s", name, out.Err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	// settle is the number of goroutines once it is at most limit, or no longer
+	// changes, or ten seconds are over.
+	settle := func(limit int) (n int) {
+		same := 0
+		for end := time.Now().Add(10 * time.Second); same < 50 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			client.CloseIdleConnections()
+			now := runtime.NumGoroutine()
+			if same++; now != n {
+				n, same = now, 0
+			}
+			if n <= limit {
+				break
+			}
+		}
+		return n
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC() // what lies in pools goes with the second
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	round(1) // what is made once is there from now on
+	before, memory := settle(0), heap()
+	round(rounds)
+	if n := settle(before); n > before {
+		buf := make([]byte, 1<<20)
+		t.Errorf("%d goroutines before, %d after\n%s", before, n, buf[:runtime.Stack(buf, true)])
+	}
+	if now := heap(); now > memory+16<<20 {
+		t.Errorf("heap grew from %d to %d MB", memory>>20, now>>20)
+	}
+	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), root) {
+		t.Error("something is still mounted")
+	}
+	left, err := filepath.Glob(root + "/*")
+	if err != nil || len(left) != 1 {
+		t.Errorf("left in the folder of mount points: %v, %v", left, err)
+	}
+	if b, err := os.ReadFile(root + "/state.json"); err != nil || strings.TrimSpace(string(b)) != "{}" {
+		t.Errorf("state %s, %v", b, err)
+	}
+}
+
+// A volume's options and the state hold no token; a volume whose engagement is
+// over is refused with the reason, at once.
+func TestNoSecretInState(t *testing.T) {
+	served, root := t.TempDir(), t.TempDir()
+	key, _ := tunnel.NewIdentity()
+	opts := serveDoor(t, key.Pin(), served)
+	dial := door.New(key, "test", slog.New(slog.DiscardHandler))
+	defer dial.Close()
+	var log bytes.Buffer
+	vs, err := volume.Open(root, root+"/state.json", dial, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vs.Close()
+	if err := vs.Create("v", opts); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vs.Mount(t.Context(), "v", "1"); err != nil {
+		t.Skipf("needs FUSE: %v", err)
+	}
+	if err := vs.Unmount("v", "1"); err != nil {
+		t.Error(err)
+	}
+	b, _ := os.ReadFile(root + "/state.json")
+	if strings.Contains(string(b)+log.String(), "canary") {
+		t.Errorf("the token is in the state or the log: %s %s", b, log.String())
+	}
+}
