@@ -15,6 +15,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
+	"time"
 )
 
 // Name of the plugin, which is the name of the volume driver.
@@ -42,9 +44,34 @@ func Unix(socket string) Engine {
 // follows it. The socket plugin is what is left.
 var ErrRefused = errors.New("engine refuses managed plugins")
 
+// Contents is what a plugin is made of.
+type Contents struct {
+	Binary  []byte // telemount, static
+	Key     []byte // its private key, PEM; it lies in the plugin's file system, mode 0600
+	Pin     string // the public key's name; anybody may read it in the plugin's environment
+	Version string
+}
+
 // Status is what the engine has of the plugin.
 type Status struct {
 	Installed, Enabled bool
+	Version, Pin       string // as it was installed with
+}
+
+// ErrInUse: a plugin of another version is installed, and volumes of it exist.
+var ErrInUse = errors.New("the plugin is in use")
+
+// Of reaches the engine that a Docker client's HTTPClient() and DaemonHost() say.
+func Of(c *http.Client, daemonHost string) Engine {
+	u, err := url.Parse(daemonHost)
+	if err != nil || u.Scheme != "tcp" && u.Scheme != "http" && u.Scheme != "https" {
+		return Engine{HTTP: c, URL: "http://docker"} // the transport knows where
+	}
+	scheme := "http"
+	if t, ok := c.Transport.(*http.Transport); ok && t.TLSClientConfig != nil {
+		scheme = "https"
+	}
+	return Engine{HTTP: c, URL: scheme + "://" + u.Host}
 }
 
 func (e Engine) call(ctx context.Context, method, path string, body io.Reader, out any) error {
@@ -78,46 +105,115 @@ type apiError struct {
 
 func (a *apiError) Error() string { return fmt.Sprintf("engine answers %d: %s", a.code, a.msg) }
 
+func (a *apiError) is(code int) bool { return a != nil && a.code == code }
+
+func asAPI(err error) *apiError {
+	var a *apiError
+	errors.As(err, &a)
+	return a
+}
+
+// Names of the plugin's environment that tell what it is.
+const (
+	envVersion = "BERTH_PLUGIN_VERSION"
+	envPin     = "BERTH_PLUGIN_PIN"
+)
+
 // State asks the engine.
 func (e Engine) State(ctx context.Context) (Status, error) {
-	var p struct{ Enabled bool }
+	var p struct {
+		Enabled bool
+		Config  struct {
+			Env []struct {
+				Name  string
+				Value *string
+			}
+		}
+	}
 	err := e.call(ctx, "GET", "/plugins/"+Name+"/json", nil, &p)
-	var a *apiError
-	if errors.As(err, &a) && a.code == http.StatusNotFound {
+	if asAPI(err).is(http.StatusNotFound) {
 		return Status{}, nil
 	}
 	if err != nil {
 		return Status{}, fmt.Errorf("inspect plugin: %w", err)
 	}
-	return Status{Installed: true, Enabled: p.Enabled}, nil
+	s := Status{Installed: true, Enabled: p.Enabled}
+	for _, v := range p.Config.Env {
+		switch {
+		case v.Value == nil:
+		case v.Name == envVersion:
+			s.Version = *v.Value
+		case v.Name == envPin:
+			s.Pin = *v.Value
+		}
+	}
+	return s, nil
 }
 
-// Install creates the plugin of the static binary and enables it. One that is
-// installed is only enabled: remove it first for another version.
-func (e Engine) Install(ctx context.Context, binary []byte) error {
-	s, err := e.State(ctx)
+// Install makes sure that the plugin of c's version is installed and enabled,
+// and says what is there then. One of another version is replaced unless volumes
+// of it exist (ErrInUse; it goes on serving those). Two who install at once agree:
+// what one of them finds half done, it looks at again.
+func (e Engine) Install(ctx context.Context, c Contents) (Status, error) {
+	b, err := archive(c)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRefused, err)
+		return Status{}, fmt.Errorf("pack plugin: %w", err)
 	}
-	if !s.Installed {
-		b, err := archive(binary)
+	for try := 0; ; try++ {
+		s, again, err := e.install(ctx, c, b)
+		if err == nil || !again || try == 20 {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return s, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// install is one attempt; again says that somebody else may be at it.
+func (e Engine) install(ctx context.Context, c Contents, packed []byte) (s Status, again bool, err error) {
+	if s, err = e.State(ctx); err != nil {
+		return s, false, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if s.Installed && (s.Version != c.Version || s.Pin == "") {
+		err := e.remove(ctx, s, false)
+		if err != nil && strings.Contains(err.Error(), "in use") {
+			return s, false, fmt.Errorf("%w, and of version %s: %w", ErrInUse, s.Version, err)
+		}
 		if err != nil {
-			return fmt.Errorf("pack plugin: %w", err)
+			return s, true, err
 		}
-		if err := e.call(ctx, "POST", "/plugins/create?name="+url.QueryEscape(Name), bytes.NewReader(b), nil); err != nil {
-			return fmt.Errorf("%w: create: %w", ErrRefused, err)
-		}
+		s = Status{}
 	}
+	mine := !s.Installed
+	if mine {
+		if err := e.call(ctx, "POST", "/plugins/create?name="+url.QueryEscape(Name), bytes.NewReader(packed), nil); err != nil {
+			return s, strings.Contains(err.Error(), "already exists"), fmt.Errorf("%w: create: %w", ErrRefused, err)
+		}
+		s = Status{Installed: true, Version: c.Version, Pin: c.Pin}
+	}
+	s, err = e.enable(ctx, s, mine)
+	return s, err != nil && !mine, err
+}
+
+// enable enables the plugin; one that this call has made and that does not start
+// is removed.
+func (e Engine) enable(ctx context.Context, s Status, mine bool) (Status, error) {
 	if s.Enabled {
-		return nil
+		return s, nil
 	}
-	if err := e.call(ctx, "POST", "/plugins/"+Name+"/enable?timeout=15", nil, nil); err != nil {
-		if !s.Installed {
-			_ = e.call(context.WithoutCancel(ctx), "DELETE", "/plugins/"+Name+"?force=1", nil, nil)
-		}
-		return fmt.Errorf("%w: enable: %w", ErrRefused, err)
+	err := e.call(ctx, "POST", "/plugins/"+Name+"/enable?timeout=15", nil, nil)
+	if err == nil || strings.Contains(err.Error(), "already enabled") {
+		s.Enabled = true
+		return s, nil
 	}
-	return nil
+	if mine {
+		_ = e.call(context.WithoutCancel(ctx), "DELETE", "/plugins/"+Name+"?force=1", nil, nil)
+		s = Status{}
+	}
+	return s, fmt.Errorf("%w: enable: %w", ErrRefused, err)
 }
 
 // Remove disables and removes the plugin, even while volumes are in use. One that
@@ -127,21 +223,60 @@ func (e Engine) Remove(ctx context.Context) error {
 	if err != nil || !s.Installed {
 		return err
 	}
+	return e.remove(ctx, s, true)
+}
+
+// RemoveUnused is Remove, but fails with ErrInUse while a container uses a volume.
+func (e Engine) RemoveUnused(ctx context.Context) error {
+	s, err := e.State(ctx)
+	if err != nil || !s.Installed {
+		return err
+	}
+	if err := e.remove(ctx, s, false); err != nil {
+		return fmt.Errorf("%w: %w", ErrInUse, err)
+	}
+	return nil
+}
+
+func (e Engine) remove(ctx context.Context, s Status, force bool) error {
+	q := ""
+	if force {
+		q = "?force=1"
+	}
 	if s.Enabled {
-		if err := e.call(ctx, "POST", "/plugins/"+Name+"/disable?force=1", nil, nil); err != nil {
+		err := e.call(ctx, "POST", "/plugins/"+Name+"/disable"+q, nil, nil)
+		if err != nil && !asAPI(err).is(http.StatusNotFound) && !strings.Contains(err.Error(), "already disabled") {
 			return fmt.Errorf("disable plugin: %w", err)
 		}
 	}
-	if err := e.call(ctx, "DELETE", "/plugins/"+Name+"?force=1", nil, nil); err != nil {
+	if err := e.call(ctx, "DELETE", "/plugins/"+Name+q, nil, nil); err != nil && !asAPI(err).is(http.StatusNotFound) {
 		return fmt.Errorf("remove plugin: %w", err)
 	}
 	return nil
 }
 
-func archive(binary []byte) ([]byte, error) {
+// manifest is config.json with what tells c from another plugin.
+func manifest(c Contents) ([]byte, error) {
+	var m map[string]any
+	if err := json.Unmarshal(config, &m); err != nil {
+		return nil, err
+	}
+	env, _ := m["env"].([]any)
+	for _, kv := range [][2]string{{envVersion, c.Version}, {envPin, c.Pin}} {
+		env = append(env, map[string]any{"name": kv[0], "value": kv[1]})
+	}
+	m["env"] = env
+	return json.Marshal(m)
+}
+
+func archive(c Contents) ([]byte, error) {
+	config, err := manifest(c)
+	if err != nil {
+		return nil, err
+	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, d := range []string{"rootfs/", "rootfs/run/", "rootfs/run/docker/", "rootfs/run/docker/plugins/", "rootfs/mnt/", "rootfs/mnt/volumes/", "rootfs/proc/", "rootfs/sys/", "rootfs/dev/", "rootfs/etc/"} {
+	for _, d := range []string{"rootfs/", "rootfs/run/", "rootfs/run/docker/", "rootfs/run/docker/plugins/", "rootfs/mnt/", "rootfs/mnt/volumes/", "rootfs/proc/", "rootfs/sys/", "rootfs/dev/", "rootfs/etc/", "rootfs/etc/berth/"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}); err != nil {
 			return nil, err
 		}
@@ -150,7 +285,10 @@ func archive(binary []byte) ([]byte, error) {
 		name string
 		mode int64
 		data []byte
-	}{{"config.json", 0o644, config}, {"rootfs/telemount", 0o755, binary}} {
+	}{{"config.json", 0o644, config}, {"rootfs/telemount", 0o755, c.Binary}, {"rootfs/etc/berth/telemount.pem", 0o600, c.Key}} {
+		if f.data == nil {
+			continue // no key, by hand
+		}
 		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data))}); err != nil {
 			return nil, err
 		}
@@ -158,6 +296,6 @@ func archive(binary []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err := w.Close()
+	err = w.Close()
 	return b.Bytes(), err
 }

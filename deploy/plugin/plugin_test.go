@@ -1,15 +1,42 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
+
+// key is a private key as tunnel.Identity writes it.
+func key(t *testing.T) []byte {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	cert, err := x509.CreateCertificate(rand.Reader, x, x, &k.PublicKey, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})...)
+}
 
 // TestInstall installs the real binary on the real engine, twice, and removes it.
 func TestInstall(t *testing.T) {
@@ -46,18 +73,45 @@ func TestInstall(t *testing.T) {
 			t.Errorf("after removal: %+v %v", s, err)
 		}
 	})
-	for range 2 {
-		if err := e.Install(ctx, data); err != nil {
-			t.Fatal(err)
+	c := Contents{Binary: data, Key: key(t), Version: "1", Pin: "p1"}
+	for _, want := range []Status{{true, true, "1", "p1"}, {true, true, "1", "p1"}, {true, true, "2", "p1"}} {
+		c.Version = want.Version
+		if s, err := e.Install(ctx, c); err != nil || s != want {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		if s, err := e.State(ctx); err != nil || s != want {
+			t.Errorf("after installation: %+v, %v", s, err)
 		}
 	}
-	if s, err := e.State(ctx); err != nil || !s.Enabled {
-		t.Errorf("after installation: %+v %v", s, err)
+	var raw json.RawMessage
+	if err := e.call(ctx, "GET", "/plugins/"+Name+"/json", nil, &raw); err != nil || bytes.Contains(raw, bytes.Split(c.Key, []byte("\n"))[1]) {
+		t.Errorf("the key is to be seen: %s, %v", raw, err)
+	}
+	// Two at once, of a version that is not there.
+	c.Version = "3"
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			if s, err := e.Install(ctx, c); err != nil || s.Version != "3" || !s.Enabled {
+				t.Errorf("two at once: %+v, %v", s, err)
+			}
+		})
+	}
+	wg.Wait()
+	// One that does not start is not left behind.
+	if err := e.RemoveUnused(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Install(ctx, Contents{Binary: []byte("no program"), Version: "1", Pin: "p"}); !errors.Is(err, ErrRefused) {
+		t.Errorf("a binary that is none: %v", err)
+	}
+	if s, err := e.State(ctx); err != nil || s.Installed {
+		t.Errorf("after one that does not start: %+v, %v", s, err)
 	}
 }
 
 func TestNoEngine(t *testing.T) {
-	if err := Unix(t.TempDir()+"/none").Install(t.Context(), nil); !errors.Is(err, ErrRefused) {
+	if _, err := Unix(t.TempDir()+"/none").Install(t.Context(), Contents{}); !errors.Is(err, ErrRefused) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,6 +1,8 @@
 // Command plugin installs, removes or shows the managed plugin:
 //
 //	plugin install BINARY | remove | status
+//
+// What it installs has no key: volumes of engagements need that of runner.
 package main
 
 import (
@@ -26,12 +28,13 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return fmt.Errorf("read binary: %w", err)
 		}
-		return e.Install(ctx, b)
+		_, err = e.Install(ctx, plugin.Contents{Binary: b, Version: "by hand", Pin: "none"})
+		return err
 	case len(args) == 1 && args[0] == "remove":
 		return e.Remove(ctx)
 	case len(args) == 1 && args[0] == "status":
 		s, err := e.State(ctx)
-		fmt.Printf("managed plugin: installed %v, enabled %v\n", s.Installed, s.Enabled)
+		fmt.Printf("managed plugin: installed %v, enabled %v, version %s, pin %s\n", s.Installed, s.Enabled, s.Version, s.Pin)
 		return err
 	}
 	return fmt.Errorf("usage: plugin install BINARY | remove | status")
