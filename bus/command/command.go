@@ -59,6 +59,7 @@ var (
 	HandlerStart    = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-start"}
 	HandlerHealth   = Spec[EngagementRef, Health]{Service: subject.Runner, Verb: "handler-health"}
 	HandlerStop     = Spec[EngagementRef, Accepted]{Service: subject.Runner, Verb: "handler-stop"}
+	VolumesEnsure   = Spec[None, VolumePlugin]{Service: subject.Runner, Verb: "volumes-ensure"}
 	ContainerCreate = Spec[CreateContainer, CreatedContainer]{Service: subject.Runner, Verb: "container-create"}
 
 	// ---- builder ----
@@ -286,12 +287,25 @@ type CheckHandler struct {
 	// Ports are those that the handler is to listen on: no two handlers of a
 	// connection can have the same one, since they share a network.
 	Ports []event.Port `json:"ports,omitempty"`
+	// Volumes: remote volumes are to be mounted, so the plugin is made sure of.
+	Volumes bool `json:"volumes,omitempty"`
+}
+
+// VolumePlugin is the engine's volume plugin, which mounts remote volumes.
+type VolumePlugin struct {
+	Kind    string `json:"kind,omitempty"`   // managed or socket; empty: there is none
+	Driver  string `json:"driver,omitempty"` // name of the volume driver
+	Version string `json:"version,omitempty"`
+	Pin     string `json:"pin,omitempty"`    // of its key
+	Reason  string `json:"reason,omitempty"` // why there is none, or no managed one, or an older one
 }
 
 // CheckedHandler says what would be run.
 type CheckedHandler struct {
 	Name  string `json:"name"`
 	Image string `json:"image"` // ID
+	// Volumes is the plugin, if it was asked for.
+	Volumes *VolumePlugin `json:"volumes,omitempty"`
 }
 
 // CreateHandler creates a handler. Env is the remote environment; the user's
@@ -303,6 +317,7 @@ type CreateHandler struct {
 	Handler    Handler           `json:"handler"`
 	Env        [][]byte          `json:"env,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
+	Files      []File            `json:"files,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	Ports      []event.Port      `json:"ports,omitempty"` // see CheckHandler
 }
@@ -312,7 +327,19 @@ type Mount struct {
 	Volume   string            `json:"volume"` // name of the Docker volume to create
 	Path     string            `json:"path"`
 	ReadOnly bool              `json:"readOnly,omitempty"`
+	Driver   string            `json:"driver,omitempty"`  // as VolumePlugin says; empty: runner's own choice
 	Options  map[string]string `json:"options,omitempty"` // of the telemount driver
+}
+
+// File is a remote volume that is a single file (subPath), which no Docker volume
+// can be: it is copied into the handler before it starts, as it is then, and what
+// the handler writes to it stays there.
+type File struct {
+	Path    string `json:"path"`
+	Mode    uint32 `json:"mode"`
+	UID     int    `json:"uid"`
+	GID     int    `json:"gid"`
+	Content []byte `json:"content"`
 }
 
 // EngagementRef names an engagement by id.

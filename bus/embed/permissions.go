@@ -65,6 +65,7 @@ func Permissions(service subject.Service, identity, connection string) (*server.
 			v1 + ".cmd." + string(subject.Connector) + ".*",
 			subject.Command(subject.Runner, command.HandlerStart.Verb),
 			subject.Command(subject.Runner, command.ContainerCreate.Verb),
+			subject.Command(subject.Runner, command.VolumesEnsure.Verb),
 			subject.Command(subject.Builder, command.BuildStart.Verb),
 			subject.Command(subject.Builder, command.BuildCancel.Verb),
 			v1 + ".live.>",

@@ -204,7 +204,9 @@ func (e Engine) enable(ctx context.Context, s Status, mine bool) (Status, error)
 	if s.Enabled {
 		return s, nil
 	}
-	err := e.call(ctx, "POST", "/plugins/"+Name+"/enable?timeout=15", nil, nil)
+	// The timeout is that of every later call, and a call that runs into it is
+	// repeated without its body: so longer than telemount takes for any.
+	err := e.call(ctx, "POST", "/plugins/"+Name+"/enable?timeout=60", nil, nil)
 	if err == nil || strings.Contains(err.Error(), "already enabled") {
 		s.Enabled = true
 		return s, nil

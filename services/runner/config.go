@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"berth.dev/bus"
+	"berth.dev/services/runner/internal/volplugin"
 
 	"github.com/peterbourgon/ff/v3"
 )
@@ -19,6 +20,8 @@ type config struct {
 	network      string
 	image        string
 	volumeDriver string
+	volumePlugin string
+	telemount    string
 	busConfig    string
 	logLevel     slog.Level
 	bus          bus.Config
@@ -30,7 +33,9 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.workspace, "workspace", "default", "name of the workspace: the value of the label on all that is ours")
 	fs.StringVar(&c.network, "network", "berth", "the workspace's Docker network, made by ctl")
 	fs.StringVar(&c.image, "image", "", "image of the containers that are Berth's own (default: that of runner's own container)")
-	fs.StringVar(&c.volumeDriver, "volume-driver", "berth-telemount", "Docker volume driver of remote volumes")
+	fs.StringVar(&c.volumeDriver, "volume-driver", volplugin.Driver, "Docker volume driver of remote volumes; another one than the default is not installed by runner")
+	fs.StringVar(&c.volumePlugin, "volume-plugin", volplugin.Auto, "how the volume plugin runs: managed by the engine, by its socket in a container, auto (managed, else socket), or none")
+	fs.StringVar(&c.telemount, "telemount", "/usr/local/bin/telemount", "the volume plugin's program")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
@@ -38,6 +43,12 @@ func parse(args []string) (config, error) {
 	}
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
+	}
+	if !volplugin.ValidWay(c.volumePlugin) {
+		return c, fmt.Errorf("parse flags: --volume-plugin %q: auto, managed, socket or none", c.volumePlugin)
+	}
+	if c.volumeDriver != volplugin.Driver {
+		c.volumePlugin = volplugin.None
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {

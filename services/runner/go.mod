@@ -4,6 +4,8 @@ go 1.26.0
 
 require (
 	berth.dev/bus v0.0.0
+	berth.dev/deploy/plugin v0.0.0
+	berth.dev/tunnel v0.0.0
 	github.com/containerd/errdefs v1.0.0
 	github.com/docker/docker v28.5.2+incompatible
 	github.com/docker/go-connections v0.7.0
@@ -51,4 +53,8 @@ require (
 	gotest.tools/v3 v3.5.2 // indirect
 )
 
-replace berth.dev/bus => ../../bus
+replace (
+	berth.dev/bus => ../../bus
+	berth.dev/deploy/plugin => ../../deploy/plugin
+	berth.dev/tunnel => ../../tunnel
+)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"slices"
 	"strings"
@@ -350,6 +351,37 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// A single file is in the handler before its program starts, unless something of
+// the user's, or a volume, is at its place.
+func TestFilesAreInTheHandler(t *testing.T) {
+	r := start(t)
+	c := r.connection()
+	req := r.create(c)
+	req.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"read", "/etc/app/one.conf"}}, container.HostConfig{Tmpfs: map[string]string{"/own": ""}})
+	req.Mounts = []command.Mount{{Volume: r.ws + "-data", Path: "/data"}}
+	req.Files = []command.File{
+		{Path: "/etc/app/one.conf", Mode: 0o640, UID: 7, GID: 8, Content: []byte("a=1\n")},
+		{Path: "/own/two.conf", Content: []byte("no")},
+		{Path: "/data/three.conf", Content: []byte("no")},
+	}
+	call(t, r.conn, command.HandlerCreate, req)
+	made := bustest.Wait[event.HandlerCreated](t, r.conn, req.Engagement)
+	for name, want := range map[string]bool{"/etc/app/one.conf": true, "/data/three.conf": false} {
+		rd, st, err := theDocker.api.CopyFromContainer(t.Context(), made.ContainerID, name)
+		if (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			h, herr := tar.NewReader(rd).Next()
+			if herr != nil || st.Size != 4 || st.Mode.Perm() != 0o640 || h.Uid != 7 || h.Gid != 8 {
+				t.Errorf("%s: %+v, %+v", name, st, h)
+			}
+			rd.Close()
+		}
+	}
+	call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: req.Engagement})
+}
+
 // The seam to telemount, tried with Docker's own driver.
 func TestVolumesComeAndGoWithTheHandler(t *testing.T) {
 	r := start(t)
@@ -368,6 +400,6 @@ func TestVolumesComeAndGoWithTheHandler(t *testing.T) {
 	}
 	call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: req.Engagement})
 	if v := r.volumes(); len(v) != 0 {
-		t.Errorf("volumes are left: %+v", v)
+		t.Errorf("volumes are left: %+v", v[0])
 	}
 }

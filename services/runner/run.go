@@ -19,6 +19,7 @@ import (
 	"berth.dev/services/runner/internal/network"
 	"berth.dev/services/runner/internal/ports"
 	"berth.dev/services/runner/internal/sweep"
+	"berth.dev/services/runner/internal/volplugin"
 )
 
 func run(ctx context.Context, args []string) error {
@@ -55,6 +56,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	}
 	r.spawn(r.sweeper.Run)
+	r.spawn(func(ctx context.Context) { _, _ = r.plugin.Ensure(ctx, command.None{}) }) // before somebody waits for it
 	log.Info("runner is ready", "version", version, "workspace", cfg.workspace, "image", eng.Image)
 
 	select {
@@ -87,6 +89,8 @@ type runner struct {
 	beside   beside.Holder
 	joiner   network.Joiner
 	sweeper  *sweep.Sweeper
+	plugin   *volplugin.Plugin
+	log      *slog.Logger
 
 	life   context.Context // of spawned goroutines: ends after everything was undone
 	cancel context.CancelFunc
@@ -95,7 +99,7 @@ type runner struct {
 
 // wire makes the parts and ties them; nothing runs yet.
 func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *runner {
-	r := &runner{joiner: network.Joiner{Engine: eng}}
+	r := &runner{joiner: network.Joiner{Engine: eng}, log: log}
 	r.life, r.cancel = context.WithCancel(context.Background())
 	state := facts.Stater{Bus: conn, Log: log}.State
 	r.watch = eng.NewWatch(func() { r.sweeper.Trigger() })
@@ -103,8 +107,13 @@ func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *run
 		Ports:    ports.New(eng, r.watch, ports.Options{Network: cfg.network, Go: r.spawn, Log: log}),
 		Networks: network.NewAttached(eng),
 	}
+	way := cfg.volumePlugin
+	if way == "" {
+		way = volplugin.None
+	}
+	r.plugin = volplugin.New(eng, volplugin.Options{Binary: cfg.telemount, Version: version, Way: way, Go: r.spawn, Log: log})
 	r.handlers = handler.New(eng, r.watch, handler.Options{
-		VolumeDriver: cfg.volumeDriver, Beside: r.beside, State: state, Go: r.spawn, Log: log,
+		VolumeDriver: cfg.volumeDriver, VolumePlugin: r.plugin.Ensure, Beside: r.beside, State: state, Go: r.spawn, Log: log,
 		Output: func(engagement string) handler.Output { return conn.Output(engagement, subject.Runner) },
 	})
 	r.guests = guest.Maker{Engine: eng, Watch: r.watch, Beside: r.beside, PortsFree: r.handlers.PortsFree, Go: r.spawn, Log: log}
@@ -162,6 +171,7 @@ func (r *runner) answer(conn *bus.Conn) (stop func(), err error) {
 		func() error { return bus.Handle(svc, command.HandlerStart, "", r.handlers.Start) },
 		func() error { return bus.Handle(svc, command.HandlerHealth, "", r.handlers.Health) },
 		func() error { return bus.Handle(svc, command.HandlerStop, "", r.handlers.Stop) },
+		func() error { return bus.Handle(svc, command.VolumesEnsure, "", r.plugin.Ensure) },
 		func() error { return bus.Handle(svc, command.ContainerCreate, "", r.guests.Create) },
 	} {
 		if err := add(); err != nil {
@@ -198,6 +208,9 @@ func (r *runner) undoRest() {
 	defer cancel()
 	r.sweeper.Containers(ctx)
 	r.sweeper.Rest(ctx)
+	if err := r.plugin.Remove(ctx); err != nil {
+		r.log.Warn("the volume plugin is left to ctl quit", "err", err)
+	}
 }
 
 // end ends the goroutines and waits for them.

@@ -30,6 +30,7 @@ const (
 	Curl      = "curl"
 	DockerRun = "docker-run"
 	Forwarder = "forwarder"
+	Telemount = "telemount" // the volume plugin, where it runs in a container
 )
 
 // Labels are the labels of a new object: extra (a user's, a caller's), and ours,

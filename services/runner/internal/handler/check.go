@@ -2,6 +2,7 @@ package handler
 
 import (
 	"context"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
@@ -10,6 +11,10 @@ import (
 	"berth.dev/services/runner/internal/engine"
 	"berth.dev/services/runner/internal/owner"
 )
+
+// pluginTime is how long Check waits for the volume plugin, whose installation
+// takes about a second; who asks has limits of his own.
+const pluginTime = 6 * time.Second
 
 // Check serves HandlerCheck: could this handler be created? It removes a dead
 // container of ours that has the name, and touches nothing else, since the
@@ -39,6 +44,17 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err := s.freeName(ctx, p.Name); err != nil {
 		return none, err
 	}
+	checked := command.CheckedHandler{Name: p.Name, Image: image}
+	if req.Volumes {
+		// It may have to be installed first.
+		wait, cancel := context.WithTimeout(ctx, pluginTime)
+		defer cancel()
+		v, err := s.opt.VolumePlugin(wait, command.None{})
+		if err != nil {
+			return none, err
+		}
+		checked.Volumes = &v
+	}
 	o := owner.Owner{Connection: req.Connection, Engagement: req.Engagement, Name: p.Name}
 	want, err := s.wantBeside(ctx, o, p)
 	if err != nil {
@@ -49,7 +65,7 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 			return none, err
 		}
 	}
-	return command.CheckedHandler{Name: p.Name, Image: image}, nil
+	return checked, nil
 }
 
 // wantBeside is what a handler is to have beside the shared network, once it is

@@ -30,12 +30,15 @@ func (s *Set) create(ctx context.Context, r *record, req command.CreateHandler, 
 		maps.Copy(p.Config.Labels, has.Labels())
 		id, image, err = s.createContainer(ctx, req, p)
 	}
+	s.mu.Lock()
+	r.container = id // if there is one, whatever failed after it
+	s.mu.Unlock()
 	if err != nil {
 		s.fail(ctx, r, err)
 		return
 	}
 	s.mu.Lock()
-	r.container, r.image, r.phase = id, image, created
+	r.image, r.phase = image, created
 	s.mu.Unlock()
 	s.state(ctx, r, event.HandlerCreated{Container: p.Name, ContainerID: id, Image: image, Published: has.Published})
 }
@@ -62,7 +65,7 @@ func (s *Set) createContainer(ctx context.Context, req command.CreateHandler, p 
 	for _, w := range c.Warnings {
 		s.log.Warn("the engine warns about the handler", "engagement", req.Engagement, "warning", w)
 	}
-	return c.ID, image, nil
+	return c.ID, image, s.copyFiles(ctx, c.ID, p.addFiles(req.Files))
 }
 
 // fail ends r in HandlerFailed and removes what there is of it.

@@ -26,6 +26,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"path"
 	"sync"
 	"time"
 
@@ -42,6 +43,8 @@ import (
 type Options struct {
 	VolumeDriver string
 	Beside       beside.Holder
+	// VolumePlugin makes sure of the driver, and says what it is.
+	VolumePlugin func(context.Context, command.None) (command.VolumePlugin, error)
 	// State states a fact; it returns when the fact is safe.
 	State func(ctx context.Context, id string, d event.Data)
 	// Output opens the record of a handler's output.
@@ -148,6 +151,11 @@ func (s *Set) plan(ctx context.Context, req command.CreateHandler) (*Plan, error
 	}
 	if p.Name == "" {
 		return nil, fault.New(fault.InvalidArgument, "", "the handler has no name")
+	}
+	for _, f := range req.Files {
+		if !path.IsAbs(f.Path) {
+			return nil, fault.New(fault.InvalidArgument, "", "the file %q has no absolute path", f.Path)
+		}
 	}
 	if p.Config.Env, err = mergeEnv(req.Env, p.Config.Env); err != nil {
 		return nil, err

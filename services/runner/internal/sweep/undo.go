@@ -69,6 +69,9 @@ func (s *Sweeper) Rest(ctx context.Context) {
 		return
 	}
 	for _, v := range has.volumes {
+		if v.Labels[engine.LabelComponent] == engine.Telemount {
+			continue // of the volume plugin, which is removed after its volumes
+		}
 		s.until(ctx, "volume", v.Name, func() error { return s.Engine.API.VolumeRemove(ctx, v.Name, true) })
 	}
 	for _, n := range has.networks {
