@@ -118,5 +118,6 @@ tidy: ## go mod tidy in every module, and the generated files
 clean: ## remove what was built and started here: cluster, workspace, images, bin/ and .cache/
 	@-[ -x bin/ctl ] && bin/ctl quit --all 2>/dev/null
 	@-$(MAKE) cluster-down
+	@-docker plugin rm -f telemount 2>/dev/null; docker rm -f berth-telemount 2>/dev/null; docker volume rm berth-telemount 2>/dev/null
 	@-docker images --format '{{.Repository}}:{{.Tag}}' | grep -E '^(berth|berth-cluster|frontend-v1|frontend-v2|backend):' | xargs -r docker rmi -f >/dev/null
 	@rm -rf bin .cache examples/images/*/app

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	berth.dev/bus v0.0.0
+	berth.dev/deploy/plugin v0.0.0
 	berth.dev/lease v0.0.0
 	github.com/peterbourgon/ff/v3 v3.4.0
 )
@@ -123,3 +124,5 @@ require (
 replace berth.dev/bus => ../bus
 
 replace berth.dev/lease => ../lease
+
+replace berth.dev/deploy/plugin => ../deploy/plugin

@@ -107,6 +107,7 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		a.tidy(ws, up.Conn)
 		return err
 	}
+	a.volumeStage(ctx, up.Conn, start)
 	if !l.Dashes {
 		return nil
 	}

@@ -104,6 +104,23 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		}
 		return "", fault.New(fault.Unavailable, "ctl quit --all", "broken: %s", fault.From(err).Message)
 	})
+	x.check("volumes", []string{"Docker"}, func() (string, error) {
+		detail, err := ws.VolumePlugin(ctx)
+		if err == nil && detail == "" {
+			detail = "no plugin; ctl connect installs it"
+		}
+		if conn, _, cerr := a.ask(ctx, ws); cerr == nil { // who installed it knows why it is not another one
+			defer conn.Close()
+			v, verr := volumePlugin(ctx, conn, pluginWithin)
+			if verr == nil && v.Kind == "" {
+				return "", fault.New(fault.FailedPrecondition, "ctl replace WORKLOAD --mount false …", "handlers have no remote volumes: %s", v.Reason)
+			}
+			if verr == nil && v.Reason != "" {
+				detail += "; " + v.Reason
+			}
+		}
+		return detail, err
+	})
 	x.check("kubeconfig", nil, func() (string, error) {
 		var err error
 		if target, err = kubeconfig.Load(ctx, o); err != nil {

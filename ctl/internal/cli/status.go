@@ -23,6 +23,8 @@ type status struct {
 	Version     string               `json:"version,omitempty"`
 	Connections []command.Connection `json:"connections"`
 	Engagements []command.Engagement `json:"engagements"`
+	// Volumes is how remote volumes are mounted, or why they are not.
+	Volumes *command.VolumePlugin `json:"volumes,omitempty"`
 }
 
 func (a *App) statusCommand() *usage.Command {
@@ -65,6 +67,9 @@ func (a *App) status(ctx context.Context) error {
 		}
 		st.Connections = append(st.Connections, state.Connections...)
 		st.Engagements = append(st.Engagements, state.Engagements...)
+		if v, err := volumePlugin(ctx, conn, answerWithin); err == nil {
+			st.Volumes = &v
+		}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	default:
@@ -99,6 +104,9 @@ func (a *App) printStatus(st status) {
 		rows = append(rows, []string{c.Name, c.Context, c.Namespace, health(c), age(c.Since), dash(c.Transport), dash(c.Daemon)})
 	}
 	a.print.Table(rows)
+	if v := st.Volumes; v != nil && (v.Kind == "" || v.Reason != "") {
+		a.print.Result("volumes: %s (%s)", dash(v.Kind), v.Reason)
+	}
 	if len(st.Engagements) == 0 {
 		return
 	}

@@ -87,8 +87,16 @@ func (w *Workspace) Leftovers(ctx context.Context, more ...string) (Leftovers, e
 
 // Teardown removes everything of the workspace by label, whatever of it is still
 // alive, and returns when nothing is left. It is idempotent, and harmless beside
-// another Teardown.
-func (w *Workspace) Teardown(ctx context.Context) error { return w.teardown(ctx) }
+// another Teardown. The volume plugin goes with the last workspace of the engine.
+func (w *Workspace) Teardown(ctx context.Context) error {
+	if err := w.teardown(ctx); err != nil {
+		return err
+	}
+	if err := w.removePlugin(ctx); err != nil {
+		return fault.New(fault.Unavailable, "docker plugin rm -f telemount", "remove the volume plugin: %v", err)
+	}
+	return nil
+}
 
 // TeardownConnection removes what belongs to one connection.
 func (w *Workspace) TeardownConnection(ctx context.Context, id string) error {
