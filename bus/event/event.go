@@ -212,6 +212,9 @@ type EngagementRequested struct {
 	Workload     string `json:"workload"`
 	Container    string `json:"container"`
 	Image        string `json:"image,omitempty"` // the handler's
+	// NoVolumes is why the remote volumes are not mounted, where nobody has said
+	// that they are not to be.
+	NoVolumes string `json:"noVolumes,omitempty"`
 }
 
 // WorkloadPrepared: an agent stands in every pod of the workload.

@@ -5,6 +5,7 @@ go 1.26.0
 replace (
 	berth.dev/bus => ../../bus
 	berth.dev/deploy/manifests => ../../deploy/manifests
+	berth.dev/files => ../../files
 	berth.dev/lease => ../../lease
 	berth.dev/tunnel => ../../tunnel
 )
@@ -12,6 +13,7 @@ replace (
 require (
 	berth.dev/bus v0.0.0-00010101000000-000000000000
 	berth.dev/deploy/manifests v0.0.0-00010101000000-000000000000
+	berth.dev/files v0.0.0
 	berth.dev/lease v0.0.0-00010101000000-000000000000
 	berth.dev/tunnel v0.0.0-00010101000000-000000000000
 	github.com/peterbourgon/ff/v3 v3.4.0

@@ -325,6 +325,9 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.EngagementRequested](e); ok {
 		step("requested", "%s/%s, container %s", strings.ToLower(f.WorkloadKind), f.Workload, f.Container)
+		if f.NoVolumes != "" {
+			p.Notice("ctl: the handler is without the remote volumes: %s", f.NoVolumes)
+		}
 	}
 	if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
 		step("workload prepared", "%d pod(s), by %s", len(f.Pods), f.Method)

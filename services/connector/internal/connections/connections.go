@@ -37,6 +37,7 @@ type Link interface {
 	Use(a command.Access, managerPin string)
 	Ping(ctx context.Context) error
 	Environment(ctx context.Context, engagement string) (lease.Environment, error)
+	File(ctx context.Context, engagement, token, path string) (command.File, error)
 	Close()
 }
 

@@ -23,7 +23,7 @@ const stepWithin = 15 * time.Second
 // worker sends what goes forward, in order, until something fails or the
 // undoing begins. It alone sees the environment.
 func (l *Live) worker() {
-	var env lease.Environment
+	var r remote
 	for {
 		d, err := l.todo.Get(l.forward)
 		if err != nil {
@@ -34,7 +34,7 @@ func (l *Live) worker() {
 			cancel()
 			ctx, cancel = context.WithCancel(l.forward) // it has a limit of its own, or none
 		}
-		err = l.step(ctx, d, &env)
+		err = l.step(ctx, d, &r)
 		cancel()
 		if err != nil {
 			f := *fault.From(err)
@@ -48,21 +48,21 @@ func (l *Live) worker() {
 }
 
 // step sends one command that goes forward.
-func (l *Live) step(ctx context.Context, d engage.Do, env *lease.Environment) (err error) {
+func (l *Live) step(ctx context.Context, d engage.Do, r *remote) (err error) {
 	id, s := l.plan.req.ID, l.snapshot()
 	switch d {
 	case engage.Redirect:
 		_, err = bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
-			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports,
+			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports, Volumes: l.plan.volumes.use(),
 		})
 	case engage.Environment:
-		*env, err = l.plan.conn.Link.Environment(ctx, id)
+		*r, err = l.read(ctx)
 	case engage.CreateHandler:
-		_, err = bus.Call(ctx, l.w.Bus, command.HandlerCreate, "", command.CreateHandler{
-			Engagement: id, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: *l.plan.req.Handler,
-			Env: handlerEnv(*env, l.plan.spec), Ports: s.Ports,
-		})
-		*env = lease.Environment{}
+		var req command.CreateHandler
+		if req, err = l.createHandler(ctx, *r); err == nil {
+			_, err = bus.Call(ctx, l.w.Bus, command.HandlerCreate, "", req)
+		}
+		*r = remote{}
 	case engage.StartHandler:
 		_, err = bus.Call(ctx, l.w.Bus, command.HandlerStart, "", command.EngagementRef{Engagement: id})
 	case engage.AwaitReady:
@@ -78,21 +78,35 @@ func (l *Live) step(ctx context.Context, d engage.Do, env *lease.Environment) (e
 	return err
 }
 
-// handlerEnv is the remote environment and what Berth adds to it.
-func handlerEnv(env lease.Environment, spec lease.EngagementSpec) [][]byte {
+// handlerEnv is the remote environment and what Berth adds to it: of the mounts,
+// each is found at its path below root.
+func handlerEnv(env lease.Environment, spec lease.EngagementSpec, mounts []string, root string) [][]byte {
 	return append(slices.Clone(env.Env),
 		[]byte("BERTH_CONTAINER="+spec.Container),
-		[]byte("BERTH_MOUNTS="+strings.Join(env.Mounts, ":")),
-		[]byte("BERTH_ROOT=/"), // volumes appear at their own paths
+		[]byte("BERTH_MOUNTS="+strings.Join(mounts, ":")),
+		[]byte("BERTH_ROOT="+root),
 		[]byte("BERTH_ENGAGEMENT_ID="+spec.ID),
 	)
 }
 
 // undo sends what undoes, all at once, when nothing goes forward any more, and
-// reports when the local half is done.
+// reports when the local half is done. A handler with volumes is stopped first.
 func (l *Live) undo(do []engage.Do) {
 	l.work.Wait()
 	var local sync.WaitGroup
+	if l.plan.volumes != nil && slices.Contains(do, engage.StopHandler) {
+		stopped := make(chan struct{})
+		local.Go(func() {
+			defer close(stopped)
+			l.insist(engage.StopHandler)
+		})
+		select {
+		case <-stopped:
+		case <-time.After(volumeGrace):
+		case <-l.life.Done():
+		}
+		do = slices.DeleteFunc(slices.Clone(do), func(d engage.Do) bool { return d == engage.StopHandler })
+	}
 	for _, d := range do {
 		if d == engage.Release || d == engage.Delete {
 			l.undoing.Go(func() { l.insist(d) })

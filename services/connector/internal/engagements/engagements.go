@@ -38,6 +38,8 @@ import (
 // link is one.
 type Environment interface {
 	Environment(ctx context.Context, engagement string) (lease.Environment, error)
+	// File reads a volume that is a single file.
+	File(ctx context.Context, engagement, token, path string) (command.File, error)
 }
 
 // Connection is what an engagement needs to know of the connection it is made

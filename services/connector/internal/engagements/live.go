@@ -35,6 +35,7 @@ type plan struct {
 	spec        lease.EngagementSpec
 	ports       []event.Port
 	handlerName string
+	volumes     *volumes // nil: none are mounted
 	ref         cluster.Ref
 	version     string // of the Lease, where its watch begins
 }

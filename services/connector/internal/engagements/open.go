@@ -56,6 +56,9 @@ func validate(req *command.OpenEngagement) error {
 	if req.WaitMillis < 0 {
 		return bad("", "the limit of the wait is negative")
 	}
+	if _, err := wishOf(*req); err != nil {
+		return err
+	}
 	if req.Holder != "" {
 		// Its owner is asked whether it lives by a request: that must not become
 		// a way to send commands in connector's name.
@@ -107,8 +110,14 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 		if h.Attach {
 			mode = engage.Attach
 		}
-		checked, err := bus.Call(ctx, s.w.Bus, command.HandlerCheck, "", command.CheckHandler{
-			Connection: conn.ID, Handler: *h, Name: p.handlerName, Ports: p.ports, Engagement: req.ID,
+		// Not err anew: what is deferred here looks at the function's own.
+		var want wish
+		if want, err = wishOf(req); err != nil {
+			return nil, err
+		}
+		var checked command.CheckedHandler
+		checked, err = bus.Call(ctx, s.w.Bus, command.HandlerCheck, "", command.CheckHandler{
+			Connection: conn.ID, Handler: *h, Name: p.handlerName, Ports: p.ports, Engagement: req.ID, Volumes: !want.off,
 		})
 		if err != nil {
 			return nil, err
@@ -119,10 +128,13 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 			}
 		}()
 		requested.Image = checked.Image
+		if p.volumes, requested.NoVolumes, err = newVolumes(want, checked.Volumes); err != nil {
+			return nil, err
+		}
 	}
 	p.spec = lease.EngagementSpec{
 		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
-		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports,
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports, TokenHash: p.volumes.hash(),
 	}
 	ref, version, err := conn.Cluster.HoldEngagement(ctx, ns, p.spec)
 	if err != nil {

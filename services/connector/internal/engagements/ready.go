@@ -124,5 +124,5 @@ func (s *Set) Environment(ctx context.Context, req command.EngagementRef) (comma
 	if err != nil {
 		return none, err
 	}
-	return command.Environment{Env: handlerEnv(env, l.plan.spec), Mounts: env.Mounts}, nil
+	return command.Environment{Env: handlerEnv(env, l.plan.spec, env.Mounts, "/"), Mounts: env.Mounts}, nil
 }

@@ -13,11 +13,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
+	"berth.dev/files"
 	"berth.dev/lease"
 	"berth.dev/services/connector/internal/cluster"
 	"berth.dev/tunnel"
@@ -82,6 +86,38 @@ func (l *Link) Close() {
 func (l *Link) Environment(ctx context.Context, engagement string) (lease.Environment, error) {
 	env, err := call[lease.EnvironmentRequest, lease.Environment](ctx, l, lease.MethodEnvironment, lease.EnvironmentRequest{Engagement: engagement})
 	return env, asFault("read the container's environment", err)
+}
+
+// maxFile bounds a volume that is a single file, in bytes: it rides in a command.
+const maxFile = 1 << 20
+
+// File reads a volume of the engaged container that is a single file, as it is.
+func (l *Link) File(ctx context.Context, engagement, token, path string) (command.File, error) {
+	var none command.File
+	c, err := files.Connect(ctx, files.Options{Token: token, Root: path, ReadOnly: true, Timeout: 5 * time.Second, Dial: func(ctx context.Context) (net.Conn, error) {
+		s, err := l.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return s.Open(ctx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: engagement})
+	}})
+	if err != nil {
+		return none, asFault("read the file "+path, err)
+	}
+	defer c.Close()
+	a := c.Info().Root
+	if !a.IsRegular() || a.Size > maxFile {
+		return none, fault.New(fault.FailedPrecondition, "--mount false", "the volume at %s is a single file of %d bytes (mode %o), and only plain files of up to %d can be copied into the handler: mount one of your own there (-v), with --mount false", path, a.Size, a.Mode, maxFile)
+	}
+	f, err := c.Open(ctx, func() (string, bool) { return "", true }, syscall.O_RDONLY, 0, files.Owner{})
+	if err != nil {
+		return none, asFault("read the file "+path, err)
+	}
+	b, err := f.ReadAsync(0, maxFile).Data(ctx)
+	if err != nil {
+		return none, asFault("read the file "+path, err)
+	}
+	return command.File{Path: path, Mode: a.Mode & 0o7777, UID: int(a.UID), GID: int(a.GID), Content: b}, nil
 }
 
 // Ping proves that the manager answers. It fails with an Unavailable fault.

@@ -223,7 +223,12 @@ func (l *fakeLink) Use(command.Access, string) {}
 func (l *fakeLink) Close()                     {}
 func (l *fakeLink) Ping(context.Context) error { return l.error() }
 func (l *fakeLink) Environment(context.Context, string) (lease.Environment, error) {
-	return lease.Environment{Env: [][]byte{[]byte("GREETING=hello"), []byte("SECRET=s3cret\nline")}, Mounts: []string{"/a", "/b"}}, l.error()
+	return lease.Environment{Env: [][]byte{[]byte("GREETING=hello"), []byte("SECRET=s3cret\nline")}, Mounts: []string{"/a", "/b", "/etc/one"},
+		Volumes: []lease.Volume{{Path: "/a"}, {Path: "/b", ReadOnly: true}, {Path: "/etc/one", File: true}}}, l.error()
+}
+
+func (l *fakeLink) File(_ context.Context, _, _, path string) (command.File, error) {
+	return command.File{Path: path, Mode: 0o640, UID: 1, Content: []byte("one")}, l.error()
 }
 
 // fakeRunner answers runner's commands by the facts that runner would state, and
@@ -236,8 +241,10 @@ type fakeRunner struct {
 	mu      sync.Mutex
 	refuse  error // of handler-check
 	noVIF   bool
-	deaf    int    // how many times yet nobody is told to listen; negative: always
-	health  string // of the handler
+	deaf    int                   // how many times yet nobody is told to listen; negative: always
+	health  string                // of the handler
+	volumes *command.VolumePlugin // what handler-check says of it
+	engaged command.EngageHandler // what vif was told last
 	calls   []string
 	created command.CreateHandler
 	spec    command.StartDaemon
@@ -276,7 +283,11 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 			f.called("handler-check " + q.Name)
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			return command.CheckedHandler{Name: q.Name, Image: "sha256:1"}, f.refuse
+			c := command.CheckedHandler{Name: q.Name, Image: "sha256:1"}
+			if q.Volumes {
+				c.Volumes = f.volumes
+			}
+			return c, f.refuse
 		}),
 		bus.Handle(svc, command.HandlerCreate, "", func(_ context.Context, q command.CreateHandler) (command.Accepted, error) {
 			f.called("handler-create")
@@ -367,10 +378,13 @@ func (f *fakeRunner) startDaemon(_ context.Context, q command.StartDaemon) (comm
 			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.VIFState, q.Connection, func(context.Context, command.None) (command.VIFStatus, error) {
-			return command.VIFStatus{TunnelUp: true}, nil
+			return command.VIFStatus{TunnelUp: true, Door: "172.18.0.4:40000", DoorPin: "door-pin"}, nil
 		}),
 		bus.Handle(svc, command.Engage, q.Connection, func(_ context.Context, e command.EngageHandler) (command.Accepted, error) {
 			f.called(fmt.Sprintf("engage %s:%d", e.Address, e.Ports[0].Handler))
+			f.mu.Lock()
+			f.engaged = e
+			f.mu.Unlock()
 			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.Listening, q.Connection, func(_ context.Context, a command.AskListening) (command.ListeningPorts, error) {

@@ -1,0 +1,196 @@
+package engagements
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"berth.dev/bus"
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/lease"
+)
+
+// How the volumes of the engaged container come to the handler: each directory
+// is a Docker volume of telemount's, which runner creates with the handler and
+// removes after it. Telemount reaches it through vif (its door), the manager and
+// an agent, with a token that connector makes for this engagement: only its hash
+// is in the Lease, and only vif is told the token itself.
+
+// wish is what --mount and --docker-mount ask for.
+type wish struct {
+	off      bool   // nothing is to be mounted
+	asked    bool   // it was said that it is: without a volume plugin the engagement is refused
+	readOnly bool   // whatever the kind of engagement
+	root     string // folder below which the volumes are mounted; / is each at its own path
+}
+
+// wishOf reads the two flags.
+func wishOf(req command.OpenEngagement) (wish, error) {
+	bad := func(hint, format string, args ...any) (wish, error) {
+		return wish{}, fault.New(fault.InvalidArgument, hint, format, args...)
+	}
+	w := wish{root: "/", asked: req.Mount != "" || req.DockerMount != ""}
+	what := req.Mount
+	if rest, ro := strings.CutSuffix(what, ":ro"); ro {
+		what, w.readOnly = rest, true
+	}
+	switch {
+	case what == "" && w.readOnly:
+		return bad("--mount true:ro", "--mount %s names no folder", req.Mount)
+	case what == "" || what == "true":
+	case what == "false" && !w.readOnly:
+		if req.DockerMount != "" {
+			return bad("", "--mount false and --docker-mount exclude each other")
+		}
+		return wish{off: true, root: "/"}, nil
+	case !path.IsAbs(what):
+		return bad("--mount true", "--mount %s: it is true, false, or an absolute path in the handler, with :ro behind it for read-only", req.Mount)
+	default:
+		w.root = path.Clean(what)
+	}
+	if d := req.DockerMount; d != "" {
+		if !path.IsAbs(d) {
+			return bad("--docker-mount /remote", "--docker-mount %s: not an absolute path in the handler", d)
+		}
+		w.root = path.Clean(d)
+	}
+	return w, nil
+}
+
+// volumes is how they are mounted for one engagement.
+type volumes struct {
+	wish
+	plugin command.VolumePlugin
+	token  string // a secret
+}
+
+// newVolumes decides whether there are any; without, why says the reason.
+func newVolumes(w wish, p *command.VolumePlugin) (v *volumes, why string, err error) {
+	if w.off {
+		return nil, "", nil
+	}
+	why = "runner does not say whether there is a volume plugin"
+	if p != nil {
+		why = p.Reason
+	}
+	if p == nil || p.Kind == "" || p.Pin == "" {
+		if w.asked {
+			return nil, why, fault.New(fault.FailedPrecondition, "ctl doctor", "the remote volumes cannot be mounted: %s", why)
+		}
+		return nil, why, nil
+	}
+	return &volumes{wish: w, plugin: *p, token: rand.Text()}, "", nil
+}
+
+// use is what vif is told; nil without volumes.
+func (v *volumes) use() *command.UseVolumes {
+	if v == nil {
+		return nil
+	}
+	return &command.UseVolumes{Token: v.token, Pin: v.plugin.Pin}
+}
+
+func (v *volumes) hash() string {
+	if v == nil {
+		return ""
+	}
+	return lease.TokenHash(v.token)
+}
+
+// target is where a remote path is in the handler.
+func (v *volumes) target(p string) string { return path.Join(v.root, p) }
+
+// mounts are the Docker volumes of spec's container. Kubernetes orders mounts as
+// they are written, Docker by their paths: nested ones come out the same.
+func (v *volumes) mounts(spec lease.EngagementSpec, remote []lease.Volume, door command.VIFStatus) []command.Mount {
+	var all []command.Mount
+	for _, r := range remote {
+		if r.File {
+			continue
+		}
+		m := command.Mount{
+			Volume: fmt.Sprintf("berth-%s-%d", spec.ID, len(all)), Path: v.target(r.Path), Driver: v.plugin.Driver,
+			ReadOnly: r.ReadOnly || v.readOnly || spec.Kind == lease.Ingest,
+			Options: map[string]string{
+				"engagement": spec.ID, "container": spec.Container, "path": path.Clean(r.Path), "door": door.Door, "pin": door.DoorPin,
+			},
+		}
+		if m.ReadOnly {
+			m.Options["ro"] = strconv.FormatBool(true)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// env is BERTH_MOUNTS and BERTH_ROOT: the remote mount paths, each of which is
+// found at its path below the root. Nothing is mounted where v is nil.
+func (v *volumes) env(remote lease.Environment) (mounts []string, root string) {
+	if v == nil {
+		return nil, "/"
+	}
+	for _, r := range remote.Volumes {
+		mounts = append(mounts, r.Path)
+	}
+	return mounts, v.root
+}
+
+// remote is what was read of the engaged container.
+type remote struct {
+	env   lease.Environment
+	files []command.File
+}
+
+// read asks for the environment, and for those volumes that are single files.
+func (l *Live) read(ctx context.Context) (r remote, err error) {
+	if r.env, err = l.plan.conn.Link.Environment(ctx, l.plan.req.ID); err != nil || l.plan.volumes == nil {
+		return r, err
+	}
+	for _, v := range r.env.Volumes {
+		if !v.File {
+			continue
+		}
+		f, err := l.plan.conn.Link.File(ctx, l.plan.req.ID, l.plan.volumes.token, v.Path)
+		if err != nil {
+			return r, err
+		}
+		f.Path = l.plan.volumes.target(v.Path)
+		if v.ReadOnly || l.plan.volumes.readOnly || l.plan.spec.Kind == lease.Ingest {
+			f.Mode &^= 0o222
+		}
+		r.files = append(r.files, f)
+	}
+	return r, nil
+}
+
+// createHandler is the command, complete.
+func (l *Live) createHandler(ctx context.Context, r remote) (command.CreateHandler, error) {
+	mounts, root := l.plan.volumes.env(r.env)
+	req := command.CreateHandler{
+		Engagement: l.plan.req.ID, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: *l.plan.req.Handler,
+		Env: handlerEnv(r.env, l.plan.spec, mounts, root), Ports: l.snapshot().Ports, Files: r.files,
+	}
+	if v := l.plan.volumes; v != nil && slices.ContainsFunc(r.env.Volumes, func(v lease.Volume) bool { return !v.File }) {
+		door, err := bus.Call(ctx, l.w.Bus, command.VIFState, l.plan.conn.ID, command.None{})
+		if err != nil {
+			return req, err
+		}
+		if door.Door == "" {
+			return req, fault.New(fault.FailedPrecondition, "ctl quit && ctl connect --docker", "the daemon container does not serve volumes")
+		}
+		req.Mounts = v.mounts(l.plan.spec, r.env.Volumes, door)
+	}
+	return req, nil
+}
+
+// volumeGrace is how long the cluster's half of the undoing waits for a handler
+// with volumes: what it writes while it ends is still to reach its pod, and the
+// workload's own container is not to find two writers. `docker stop` takes 10 s
+// at most by default.
+const volumeGrace = 15 * time.Second
