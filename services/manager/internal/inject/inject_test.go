@@ -93,27 +93,34 @@ func TestRestrictedStaysRestricted(t *testing.T) {
 
 func TestWhoTheAgentRunsAs(t *testing.T) {
 	n, yes, no := func(i int64) *int64 { return &i }, true, false
+	const root = "NET_BIND_SERVICE CHOWN DAC_OVERRIDE FOWNER FSETID"
+	dropped := func(drop corev1.Capability, add ...corev1.Capability) *corev1.SecurityContext {
+		return &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{drop}, Add: add}}
+	}
 	for i, tt := range []struct {
 		pod  *corev1.PodSecurityContext
 		was  *corev1.SecurityContext
-		user string // of the container; "-" leaves it to the pod
-		bind bool
+		user string // of the container; "-" leaves it to the pod, or to the agent's image, whose is root
+		caps string
 	}{
-		{nil, nil, "0", true},
-		{&corev1.PodSecurityContext{RunAsUser: n(1000)}, nil, "-", false},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, nil, "65532", false},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsUser: n(7)}, "7", false},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsNonRoot: &no}, "0", true},
-		{nil, &corev1.SecurityContext{RunAsNonRoot: &yes}, "65532", false},
-		{&corev1.PodSecurityContext{RunAsUser: n(0)}, nil, "-", true},
-		{nil, &corev1.SecurityContext{Privileged: &yes}, "0", true},
+		{nil, nil, "-", root},
+		{&corev1.PodSecurityContext{RunAsUser: n(1000)}, nil, "-", ""},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, nil, "65532", ""},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsUser: n(7)}, "7", ""},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsNonRoot: &no}, "-", root},
+		{nil, &corev1.SecurityContext{RunAsNonRoot: &yes}, "65532", ""},
+		{&corev1.PodSecurityContext{RunAsUser: n(0)}, nil, "-", root},
+		{nil, &corev1.SecurityContext{Privileged: &yes}, "-", root},
+		{nil, dropped("ALL"), "-", "NET_BIND_SERVICE"},
+		{nil, dropped("ALL", "CHOWN"), "-", "NET_BIND_SERVICE CHOWN"},
+		{nil, dropped("CHOWN"), "-", "NET_BIND_SERVICE DAC_OVERRIDE FOWNER FSETID"},
 	} {
 		sc := securityContext(tt.pod, tt.was)
 		user := "-"
 		if sc.RunAsUser != nil {
 			user = fmt.Sprint(*sc.RunAsUser)
 		}
-		if user != tt.user || (len(sc.Capabilities.Add) == 1) != tt.bind || sc.Privileged != nil {
+		if caps := strings.Trim(fmt.Sprint(sc.Capabilities.Add), "[]"); user != tt.user || caps != tt.caps || sc.Privileged != nil {
 			t.Errorf("%d: user %s, capabilities %v, privileged %v", i, user, sc.Capabilities.Add, sc.Privileged)
 		}
 	}
