@@ -11,9 +11,11 @@
 //   - A connection's Lease lives in the manager's namespace. It carries the pins
 //     (public keys) with which its processes may open tunnels.
 //   - An engagement's Lease lives in the namespace of the workload, so that the
-//     namespace's own RBAC decides. Its name follows from the workload and the
-//     container, so that the second engagement of the same container fails with
-//     AlreadyExists, atomically.
+//     namespace's own RBAC decides. A replace's name follows from the workload
+//     and the container, so that the second one of the same container fails with
+//     AlreadyExists, atomically. Ingests and intercepts, of which a workload may
+//     have several, are named by their id too; which of two intercepts has a
+//     port is the manager's to say: the older one.
 //
 // The spec of either is JSON in an annotation, written once by the connector;
 // the status is JSON in another, written by the manager only.
@@ -108,7 +110,8 @@ type EngagementSpec struct {
 	Workload     string `json:"workload"`
 	Container    string `json:"container"`
 	// Ports are the container ports whose traffic goes to the handler. Empty
-	// for replace means every port that the container declares.
+	// for replace means every port that the container declares; an ingest has
+	// none.
 	Ports []Port `json:"ports,omitempty"`
 	// TokenHash is TokenHash of the secret with which the container's volumes
 	// are used; empty: nobody uses them. The secret itself never is in the
@@ -122,6 +125,19 @@ func TokenHash(token string) string {
 	h := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(h[:])
 }
+
+// LeaseName is the name of the engagement's Lease.
+func (s EngagementSpec) LeaseName() string {
+	n := EngagementName(s.WorkloadKind, s.Workload, s.Container)
+	if s.Beside() {
+		n = shorten(n+"-"+s.ID, n)
+	}
+	return n
+}
+
+// Beside reports whether the engagement leaves the container running, with an
+// agent beside it, rather than putting one in its place.
+func (s EngagementSpec) Beside() bool { return s.Kind == Ingest || s.Kind == Intercept }
 
 // Port is a container port and, where it differs, the port the handler listens on.
 type Port struct {
@@ -145,13 +161,20 @@ const (
 
 // EngagementStatus is the annotation that the manager writes.
 type EngagementStatus struct {
-	Phase  Phase       `json:"phase"`
-	Ports  []Port      `json:"ports,omitempty"`
-	Pods   []PodStatus `json:"pods,omitempty"`
-	Error  string      `json:"error,omitempty"`
-	Hint   string      `json:"hint,omitempty"`
-	Method string      `json:"method,omitempty"` // surge or recreate: how the pods were swapped
+	Phase Phase       `json:"phase"`
+	Ports []Port      `json:"ports,omitempty"`
+	Pods  []PodStatus `json:"pods,omitempty"`
+	Error string      `json:"error,omitempty"`
+	Hint  string      `json:"hint,omitempty"`
+	// Method is how agents came into the pods: ephemeral (beside the container,
+	// nothing restarted), or surge or recreate, how the pods were swapped.
+	Method string `json:"method,omitempty"`
+	// Why says why it is not ephemeral where it could have been.
+	Why string `json:"why,omitempty"`
 }
+
+// Ephemeral is the Method by which nothing is restarted.
+const Ephemeral = "ephemeral"
 
 // PodStatus is one pod of an engaged workload.
 type PodStatus struct {
@@ -181,11 +204,17 @@ const AnnotationRelease = Group + "/release"
 // name has at most 253 characters and a label value 63.
 func EngagementName(workloadKind, workload, container string) string {
 	n := strings.ToLower(fmt.Sprintf("berth-%s-%s-%s", workloadKind, workload, container))
-	if len(n) <= 63 {
-		return n
+	return shorten(n, n)
+}
+
+// shorten cuts name to 63 characters with a hash of the whole; what is kept
+// begins as prefix does.
+func shorten(name, prefix string) string {
+	if len(name) <= 63 {
+		return name
 	}
-	h := sha256.Sum256([]byte(n))
-	return n[:54] + "-" + hex.EncodeToString(h[:4])
+	h := sha256.Sum256([]byte(name))
+	return strings.TrimRight(prefix[:min(len(prefix), 54)], "-.") + "-" + hex.EncodeToString(h[:4])
 }
 
 // ConnectionName is the name of a connection's Lease.
@@ -217,12 +246,76 @@ const (
 	// method", of an older manager) proves it as well.
 	MethodPing     = "manager.ping"
 	MethodAgentEnv = "agent.environment" // the same from manager to agent
-	MethodAgentRun = "agent.run"         // AgentRun -> AgentRun, manager tells an agent
+	MethodAgentRun = "agent.run"         // AgentRun -> AgentRun, manager tells an agent in a container's place
+	// MethodAgentServe is how the manager tells an agent beside a container all
+	// that it is to do: AgentServe -> AgentServed.
+	MethodAgentServe = "agent.serve"
+)
+
+// AgentServe is the whole of what an agent beside a container serves; what is
+// not in it ends at once.
+type AgentServe struct {
+	Engagements []Served `json:"engagements,omitempty"`
+	// Node are addresses of the pod's node, from which kubelet probes.
+	Node []string `json:"node,omitempty"`
+	// Exit: the agent is not needed any more.
+	Exit bool `json:"exit,omitempty"`
+}
+
+// Served is one engagement that an agent serves.
+type Served struct {
+	ID string `json:"id"`
+	// Divert are the ports whose traffic is to go to the handler now.
+	Divert []Diverted `json:"divert,omitempty"`
+}
+
+// Diverted is a port of the pod whose traffic goes to the handler.
+type Diverted struct {
+	Port     uint16 `json:"port"`     // in the pod
+	Protocol string `json:"protocol"` // TCP or UDP
+	As       uint16 `json:"as"`       // the engagement's container port, where pods differ
+	// Probes are kubelet's, of this port: they are passed on to the app.
+	Probes []Probe `json:"probes,omitempty"`
+}
+
+// Probe is how kubelet asks a port whether the app is well.
+type Probe struct {
+	Kind      string `json:"kind"`                // http, tcp, or opaque for what cannot be told from other traffic (TLS, gRPC)
+	Path      string `json:"path,omitempty"`      // of an http probe, with its query
+	UserAgent string `json:"userAgent,omitempty"` // of an http probe that does not have kubelet's
+}
+
+// Kinds of probes.
+const (
+	ProbeHTTP   = "http"
+	ProbeTCP    = "tcp"
+	ProbeOpaque = "opaque"
+)
+
+// AgentServed is the answer: what holds now.
+type AgentServed struct {
+	// Errors are by engagement: why its ports are not diverted.
+	Errors map[string]string `json:"errors,omitempty"`
+}
+
+// Roles in which agents come to the manager.
+const (
+	RoleAgent  = "agent"        // in a container's place; ID is the engagement's
+	RoleBeside = "agent-beside" // beside a container; ID is the JSON of an AgentID
 )
 
 // AgentRun tells an agent whether its handler runs: it is Ready only while it does.
 type AgentRun struct {
 	Run bool `json:"run"`
+}
+
+// AgentID is the ID that an agent beside a container gives in its hello.
+type AgentID struct {
+	Namespace string `json:"namespace"`
+	Pod       string `json:"pod"`
+	Name      string `json:"name"`             // of the agent's own container
+	Container string `json:"container"`        // beside which it is
+	Divert    bool   `json:"divert,omitempty"` // it may divert traffic
 }
 
 // AgentAudience is the audience of the projected service-account token with

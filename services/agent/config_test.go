@@ -16,8 +16,16 @@ func TestConfigureFromTheWebhooksEnvironment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprintf("%v %v %v %s %s %v", c.managers, c.ports, c.mounts, c.tokenFile, c.listen, c.grace); got != "[10.96.0.77:8080 berth-manager.berth:8080] [{8080 TCP} {53 UDP}] [/a /b] /t :9901 7s" {
+	if got := fmt.Sprintf("%v %v %v %s %s %v", c.managers, c.ports, c.mounts, c.tokenFile, c.listen, c.grace); got != "[10.96.0.77:8080 berth-manager.berth:8080] [8080/TCP 53/UDP] [/a /b] /t :9901 7s" {
 		t.Error(got)
+	}
+	t.Setenv("BERTH_AGENT_BESIDE", `{"namespace":"n","pod":"p","name":"a","container":"c","divert":true}`)
+	if _, err := configure(nil); err == nil {
+		t.Error("in the place of a container and beside it")
+	}
+	t.Setenv("BERTH_AGENT_ENGAGEMENT", "")
+	if c, err := configure(nil); err != nil || c.beside.Pod != "p" || !c.beside.Divert {
+		t.Errorf("%+v, %v", c.beside, err)
 	}
 	for _, bad := range []string{"0/TCP", "80", "80/SCTP", "99999/TCP"} {
 		t.Setenv("BERTH_AGENT_PORTS", bad)

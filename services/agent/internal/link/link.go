@@ -2,9 +2,10 @@
 // for as long as the agent lives, whatever ends it.
 //
 // The agent knows the manager by the pin in its configuration; the manager
-// knows the agent by the pod's token, which is read anew for every dial since
-// kubelet renews it. Nothing outlives a session: after each arrival the manager
-// says again whether the handler runs.
+// knows the agent by what Hello says, which is asked anew for every dial since
+// kubelet renews tokens. Nothing outlives a session: after each arrival the
+// manager says again what the agent is to do, and Down is called when a session
+// has ended.
 package link
 
 import (
@@ -14,8 +15,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -37,24 +36,18 @@ type Link struct {
 	Managers    []string // host:port, in order of preference
 	Pin         tunnel.Pin
 	Identity    *tunnel.Identity
-	TokenFile   string
-	Engagement  string
-	Client      string
+	Hello       func() (tunnel.Hello, error)
+	Serves      func(engagement string) bool // who may ask for the environment
 	Environment func() lease.Environment
 	// Files serves a stream of files to its end; nil refuses them.
-	Files func(context.Context, *tunnel.Request)
-	Log   *slog.Logger
+	Files   func(context.Context, *tunnel.Request)
+	Methods func(*tunnel.Registry) // what else the manager may call
+	Up      func()                 // a session is there; may be nil
+	Down    func()                 // it has ended
+	Log     *slog.Logger
 
 	mu      sync.Mutex
 	session *tunnel.Session
-	run     bool
-}
-
-// Ready reports whether the session is up and the handler runs.
-func (l *Link) Ready() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.session != nil && l.run
 }
 
 // Open opens a flow to the handler.
@@ -101,11 +94,10 @@ func (l *Link) Run(ctx context.Context) error {
 }
 
 func (l *Link) dial(ctx context.Context) (*tunnel.Session, error) {
-	token, err := os.ReadFile(l.TokenFile)
+	hello, err := l.Hello()
 	if err != nil {
-		return nil, fmt.Errorf("read the pod's token: %w", err)
+		return nil, err
 	}
-	hello := tunnel.Hello{Role: "agent", ID: l.Engagement, Token: strings.TrimSpace(string(token)), Client: l.Client}
 	var errs []error
 	for _, addr := range l.Managers {
 		s, err := l.dialOne(ctx, addr, hello)
@@ -137,27 +129,27 @@ func (l *Link) dialOne(ctx context.Context, addr string, hello tunnel.Hello) (*t
 func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	l.set(s, false)
-	defer l.set(nil, false)
+	l.set(s)
+	if l.Up != nil {
+		l.Up()
+	}
+	defer l.Down()
+	defer l.set(nil)
 	var reg tunnel.Registry
 	tunnel.Handle(&reg, lease.MethodAgentEnv, func(_ context.Context, q lease.EnvironmentRequest) (lease.Environment, error) {
-		if q.Engagement != l.Engagement {
-			return lease.Environment{}, &tunnel.RPCError{Code: "not_found", Message: "this agent is of engagement " + l.Engagement}
+		if !l.Serves(q.Engagement) {
+			return lease.Environment{}, &tunnel.RPCError{Code: "not_found", Message: "this agent is not of engagement " + q.Engagement}
 		}
 		return l.Environment(), nil
 	})
-	tunnel.Handle(&reg, lease.MethodAgentRun, func(_ context.Context, q lease.AgentRun) (lease.AgentRun, error) {
-		l.set(s, q.Run)
-		l.Log.Info("the handler's state", "runs", q.Run)
-		return q, nil
-	})
+	l.Methods(&reg)
 	var calls sync.WaitGroup
 	for {
 		r, err := s.Accept(ctx)
 		if err != nil {
 			break
 		}
-		if r.Header.Kind == tunnel.KindFiles && r.Header.Engagement == l.Engagement && l.Files != nil {
+		if r.Header.Kind == tunnel.KindFiles && l.Serves(r.Header.Engagement) && l.Files != nil {
 			calls.Go(func() { l.Files(ctx, r) })
 			continue
 		}
@@ -175,8 +167,8 @@ func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 	calls.Wait()
 }
 
-func (l *Link) set(s *tunnel.Session, run bool) {
+func (l *Link) set(s *tunnel.Session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.session, l.run = s, run
+	l.session = s
 }

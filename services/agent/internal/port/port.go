@@ -5,6 +5,9 @@
 // already (the port must be open for kube-proxy and for probes by TCP), so the
 // refusal is a reset, before a byte was answered. A datagram flow is one peer;
 // it ends after a minute of silence.
+//
+// Beside a container, whose ports are its own, the kernel brings a port's traffic
+// to another one, which Divert listens on.
 package port
 
 import (
@@ -27,13 +30,34 @@ const (
 	UDP = "UDP"
 )
 
-const openTimeout = 15 * time.Second
+// Sorter deals with what does not go to the handler.
+type Sorter interface {
+	// Sort looks at a connection before it becomes a flow. It returns the end to
+	// carry on with, or nil where it has dealt with the connection by itself.
+	Sort(ctx context.Context, c *net.TCPConn) tunnel.HalfCloser
+	// App carries a connection to the app, to its end: one that comes late, after
+	// Retire.
+	App(ctx context.Context, end tunnel.HalfCloser)
+}
+
+const (
+	openTimeout = 15 * time.Second
+	onTheWay    = 200 * time.Millisecond // from a connection's first packet until it is accepted
+)
 
 // Port is a container port.
 type Port struct {
 	Number   uint16
 	Protocol string
 }
+
+// String is as it is written: 8080/TCP.
+func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }
+
+// Sort looks at a connection before it becomes a flow. It returns the end to
+// carry on with, or nil where it has dealt with the connection by itself, which
+// it does in any case with one that comes late: after Retire.
+type Sort func(ctx context.Context, c *net.TCPConn, late bool) tunnel.HalfCloser
 
 // Opener opens flows to the handler: the link.
 type Opener interface {
@@ -54,6 +78,7 @@ type Set struct {
 	listeners []interface{ Close() error }
 	open      map[*flow]struct{}
 	closed    bool
+	retired   bool
 }
 
 // flow is one that can be cut.
@@ -79,15 +104,34 @@ func (s *Set) Listen(ports []Port) error {
 func (s *Set) listen(p Port) error {
 	addr := ":" + strconv.Itoa(int(p.Number))
 	if p.Protocol == UDP {
-		return s.listenUDP(addr)
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
+		_, err := s.listenUDP(addr, 0)
 		return err
 	}
+	_, err := s.listenTCP(addr, 0, nil)
+	return err
+}
+
+// Divert listens on a free port, to which the traffic of p is to be brought, and
+// returns it. The flows are those of the engagement's port as.
+func (s *Set) Divert(p Port, as uint16, sort Sorter) (at uint16, err error) {
+	if p.Protocol == UDP {
+		return s.listenUDP(":0", as)
+	}
+	return s.listenTCP(":0", as, sort)
+}
+
+func (s *Set) listenTCP(addr string, as uint16, sort Sorter) (at uint16, err error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return 0, err
+	}
 	s.keep(l)
-	s.accepting.Go(func() { s.accept(l.(*net.TCPListener), p) })
-	return nil
+	at = addrPort(l.Addr()).Port()
+	if as == 0 {
+		as = at
+	}
+	s.accepting.Go(func() { s.accept(l.(*net.TCPListener), as, sort) })
+	return at, nil
 }
 
 func (s *Set) keep(l interface{ Close() error }) {
@@ -122,14 +166,14 @@ func (s *Set) Open() int {
 	return len(s.open)
 }
 
-func (s *Set) accept(l *net.TCPListener, p Port) {
+func (s *Set) accept(l *net.TCPListener, as uint16, sort Sorter) {
 	for {
 		c, err := l.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of descriptors, say: what closes next makes room
-			s.log.Warn("accept", "port", p.Number, "err", err)
+			s.log.Warn("accept", "port", as, "err", err)
 			select {
 			case <-s.ctx.Done():
 				return
@@ -144,7 +188,7 @@ func (s *Set) accept(l *net.TCPListener, p Port) {
 		}
 		go func() {
 			defer s.end(f)
-			s.serve(c, p)
+			s.serve(c, as, sort)
 		}()
 	}
 }
@@ -154,23 +198,37 @@ func reset(c *net.TCPConn) {
 	_ = c.Close()
 }
 
-func (s *Set) header(kind tunnel.Kind, local, peer netip.AddrPort) tunnel.Header {
-	return tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: unmap(local), Src: unmap(peer)}
+func (s *Set) header(kind tunnel.Kind, local netip.Addr, as uint16, peer netip.AddrPort) tunnel.Header {
+	return tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: netip.AddrPortFrom(local.Unmap(), as), Src: unmap(peer)}
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-func (s *Set) serve(c *net.TCPConn, p Port) {
+func (s *Set) serve(c *net.TCPConn, as uint16, sort Sorter) {
+	var end tunnel.HalfCloser = c
+	if sort != nil {
+		if s.late() {
+			sort.App(s.ctx, c)
+			return
+		}
+		if end = sort.Sort(s.ctx, c); end == nil {
+			return
+		}
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
-	stream, err := s.opener.Open(ctx, s.header(tunnel.KindTCP, addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())))
+	stream, err := s.opener.Open(ctx, s.header(tunnel.KindTCP, addrPort(c.LocalAddr()).Addr(), as, addrPort(c.RemoteAddr())))
 	cancel()
-	if err != nil {
-		reset(c)
-		s.log.Debug("refused", "port", p.Number, "err", err)
+	if err != nil && sort != nil && s.late() { // the engagement ended meanwhile
+		sort.App(s.ctx, end)
 		return
 	}
-	if _, _, err := tunnel.Relay(c, stream); err != nil {
-		s.log.Debug("flow ended", "port", p.Number, "err", err)
+	if err != nil {
+		reset(c)
+		s.log.Debug("refused", "port", as, "err", err)
+		return
+	}
+	if _, _, err := tunnel.Relay(end, stream); err != nil {
+		s.log.Debug("flow ended", "port", as, "err", err)
 	}
 }
 
@@ -208,6 +266,28 @@ func (s *Set) Drain(ctx context.Context) {
 	}
 	s.Close()
 	<-done
+}
+
+// Retire is for a port whose traffic has been brought elsewhere: from when it
+// returns, connections that are still on their way here are the app's. The
+// function that it returns takes those for a moment and then drains.
+func (s *Set) Retire() (drain func(context.Context)) {
+	s.mu.Lock()
+	s.retired = true
+	s.mu.Unlock()
+	return func(ctx context.Context) {
+		select {
+		case <-time.After(onTheWay):
+		case <-ctx.Done():
+		}
+		s.Drain(ctx)
+	}
+}
+
+func (s *Set) late() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.retired
 }
 
 // Close ends everything at once.

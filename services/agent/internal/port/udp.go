@@ -20,19 +20,24 @@ const (
 //
 // An unconnected socket on a wildcard address answers from the address that the
 // kernel's routes prefer, which in a pod with one address is the right one.
-func (s *Set) listenUDP(addr string) error {
+func (s *Set) listenUDP(addr string, as uint16) (at uint16, err error) {
 	conn, err := net.ListenPacket("udp", addr)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	u := &udpPort{set: s, conn: conn.(*net.UDPConn), peers: map[netip.AddrPort]*peer{}}
+	at = addrPort(conn.LocalAddr()).Port()
+	if as == 0 {
+		as = at
+	}
+	u := &udpPort{set: s, as: as, conn: conn.(*net.UDPConn), peers: map[netip.AddrPort]*peer{}}
 	s.keep(conn)
 	s.accepting.Go(u.read)
-	return nil
+	return at, nil
 }
 
 type udpPort struct {
 	set  *Set
+	as   uint16 // the engagement's port
 	conn *net.UDPConn
 
 	mu    sync.Mutex
@@ -101,7 +106,7 @@ func (u *udpPort) forget(p *peer) {
 
 func (u *udpPort) serve(p *peer) {
 	ctx, cancel := context.WithTimeout(u.set.ctx, openTimeout)
-	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, addrPort(u.conn.LocalAddr()), p.addr))
+	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, addrPort(u.conn.LocalAddr()).Addr(), u.as, p.addr))
 	cancel()
 	if err != nil {
 		u.set.log.Debug("datagrams dropped", "err", err)
