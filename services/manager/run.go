@@ -18,6 +18,7 @@ import (
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/identity"
 	"berth.dev/services/manager/internal/inject"
+	"berth.dev/services/manager/internal/proof"
 	"berth.dev/services/manager/internal/tunnelserver"
 	"berth.dev/services/manager/internal/webhook"
 	"berth.dev/tunnel"
@@ -65,15 +66,19 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("read own service: %w", err)
 	}
 
-	view := engagement.NewView(client, cfg.namespace, log)
-	hook := &webhook.Webhook{Client: client, Namespace: cfg.namespace, Engagements: view, Log: log,
-		Options: inject.Options{Image: cfg.image, Addresses: addresses(svc), Pin: string(id.Pin())}}
+	secret, err := id.MarshalPEM()
+	if err != nil {
+		return err
+	}
+	view := engagement.NewView(client, cfg.namespace, proof.NewKey(secret), log)
+	options := inject.Options{Image: cfg.image, Addresses: addresses(svc), Pin: string(id.Pin())}
+	hook := &webhook.Webhook{Client: client, Namespace: cfg.namespace, Engagements: view, Log: log, Options: options}
 	if err := hook.Prepare(ctx); err != nil {
 		return err
 	}
 	var control *engagement.Controller
-	sessions := hub.New(func(connection, id string) { control.Changed(connection, id) })
-	control = engagement.New(view, sessions, hook.SelfTest, cfg.image)
+	sessions := hub.New(func(h hub.Change) { control.Changed(h) })
+	control = engagement.New(view, sessions, hook.SelfTest, options)
 	if err := control.Watch(); err != nil {
 		return err
 	}

@@ -109,18 +109,7 @@ func (w *workload) unselect(set map[string]string) map[string]any {
 // tell tells the agents whether their handler runs, if they were told otherwise
 // or nothing: they are Ready only while it does and its client can be reached.
 func (c *Controller) tell(ctx context.Context, k Key, e *engagement) {
-	run := e.running()
-	if run {
-		away, known := c.hub.VIFAway(e.spec.Connection)
-		switch {
-		case !known:
-			run = false
-		case away > 0 && away < clientGrace:
-			c.queue.AddAfter(k, clientGrace-away+10*time.Millisecond)
-		case away >= clientGrace:
-			run = false
-		}
-	}
+	run := c.reached(k, e)
 	for _, a := range c.hub.Agents(e.spec.ID) {
 		told, ok := a.Told()
 		if ok && told == run || !ok && !run {
@@ -128,6 +117,19 @@ func (c *Controller) tell(ctx context.Context, k Key, e *engagement) {
 		}
 		c.tellOne(ctx, e, a, run)
 	}
+}
+
+// reached reports whether the handler runs and its client can be reached, for
+// which it may be away for a moment.
+func (c *Controller) reached(k Key, e *engagement) bool {
+	if !e.running() {
+		return false
+	}
+	away, known := c.hub.VIFAway(e.spec.Connection)
+	if known && away > 0 && away < clientGrace {
+		c.queue.AddAfter(k, clientGrace-away+10*time.Millisecond)
+	}
+	return known && away < clientGrace
 }
 
 func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, run bool) {

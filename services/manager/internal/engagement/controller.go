@@ -23,6 +23,7 @@ import (
 
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/hub"
+	"berth.dev/services/manager/internal/inject"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -60,6 +61,7 @@ type Controller struct {
 	hub      *hub.Hub
 	selfTest SelfTest
 	image    string // of the agent, for messages
+	options  inject.Options
 	log      *slog.Logger
 	queue    workqueue.TypedRateLimitingInterface[Key]
 
@@ -71,25 +73,26 @@ type Controller struct {
 type memory struct {
 	settledAt time.Time
 	settled   bool
-	first     map[string]bool      // UIDs of the pods that were there before the engagement
-	of        string               // engagement that first is about
-	without   map[string]bool      // UIDs of pods that came without their agent
-	retired   map[string]time.Time // by pod UID
-	restoring map[string]time.Time // by engagement
-	trouble   map[string]time.Time // by what is wrong, since when
+	first     map[string]bool                 // UIDs of the pods that were there before the engagement
+	of        string                          // engagement that first is about
+	without   map[string]bool                 // UIDs of pods that came without their agent
+	retired   map[string]time.Time            // by pod UID
+	restoring map[string]time.Time            // by engagement
+	trouble   map[string]time.Time            // by what is wrong, since when
+	beside    map[string]map[string]time.Time // the same of engagements beside containers, by their id
 }
 
 // New makes a controller on a view; the hub's changes are to be told to Changed.
-func New(view *View, h *hub.Hub, selfTest SelfTest, image string) *Controller {
-	c := &Controller{view: view, client: view.client, hub: h, selfTest: selfTest, image: image, log: view.log, memory: map[Key]*memory{},
+func New(view *View, h *hub.Hub, selfTest SelfTest, options inject.Options) *Controller {
+	c := &Controller{view: view, client: view.client, hub: h, selfTest: selfTest, image: options.Image, options: options, log: view.log, memory: map[Key]*memory{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[Key](backoffFirst, backoffMost))}
 	return c
 }
 
 // Changed is told by the hub that sessions have come or gone.
-func (c *Controller) Changed(connection, id string) {
-	for _, e := range c.view.engagements(metav1.NamespaceAll, func(e *engagement) bool {
-		return e.spec.ID == id || connection != "" && e.spec.Connection == connection
+func (c *Controller) Changed(h hub.Change) {
+	for _, e := range c.view.engagements(h.Namespace, func(e *engagement) bool {
+		return h.Namespace != "" || e.spec.ID == h.Engagement || h.Connection != "" && e.spec.Connection == h.Connection
 	}) {
 		c.enqueue(e.key())
 	}
@@ -141,7 +144,7 @@ func (c *Controller) connectionChanged(l *coordinationv1.Lease) {
 		return
 	}
 	c.hub.Cut(id)
-	c.Changed(id, "")
+	c.Changed(hub.Change{Connection: id})
 }
 
 func (c *Controller) podChanged(o any) {
@@ -234,6 +237,7 @@ func (c *Controller) sweep(ctx context.Context) {
 			c.log.Warn("an expired connection's lease stays", "lease", l.Name, "err", err)
 		}
 	}
+	c.dismiss(ctx, len(list))
 	// Sessions whose Lease went while nobody looked.
 	for _, id := range c.hub.Connections() {
 		if !c.view.connected(id) && c.view.connection(id) == nil {

@@ -61,7 +61,7 @@ func (c *Controller) diagnose(ctx context.Context, k Key, w *workload, m *memory
 			return &failure{fmt.Sprintf("the new pod %s finds no node: %s", p.Name, msg), hint}
 		}
 		for _, cs := range append(append([]corev1.ContainerStatus{}, pod.Status.InitContainerStatuses...), pod.Status.ContainerStatuses...) {
-			if f, patience := c.container(&cs, e, p.Name, hint); f != nil && lasts(cs.Name+" "+p.Name, patience) {
+			if f, patience := c.container(&cs, e.spec.Container, p.Name, hint); f != nil && lasts(cs.Name+" "+p.Name, patience) {
 				return f
 			}
 			if cs.Name == e.spec.Container && cs.State.Running != nil && !p.Arrived && lasts("arrive "+p.Name, patienceArrive) {
@@ -73,13 +73,13 @@ func (c *Controller) diagnose(ctx context.Context, k Key, w *workload, m *memory
 	return nil
 }
 
-// container says what keeps a container from running.
-func (c *Controller) container(cs *corev1.ContainerStatus, e *engagement, pod, hint string) (*failure, time.Duration) {
+// container says what keeps a container from running; that of agentName is ours.
+func (c *Controller) container(cs *corev1.ContainerStatus, agentName, pod, hint string) (*failure, time.Duration) {
 	wait := cs.State.Waiting
 	if wait == nil {
 		return nil, 0
 	}
-	agent := cs.Name == e.spec.Container
+	agent := cs.Name == agentName
 	switch wait.Reason {
 	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ErrImageInspect":
 		if agent {
@@ -91,7 +91,7 @@ func (c *Controller) container(cs *corev1.ContainerStatus, e *engagement, pod, h
 		if agent {
 			who = "the agent"
 		}
-		return &failure{fmt.Sprintf("%s does not start in the new pod %s: %s: %s", who, pod, wait.Reason, wait.Message), hint}, patienceCrash
+		return &failure{fmt.Sprintf("%s does not start in pod %s: %s: %s", who, pod, wait.Reason, wait.Message), hint}, patienceCrash
 	}
 	return nil, 0
 }

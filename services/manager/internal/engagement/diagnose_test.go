@@ -9,6 +9,7 @@ import (
 
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/hub"
+	"berth.dev/services/manager/internal/inject"
 	"berth.dev/services/manager/internal/swap"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,8 +44,8 @@ func TestDiagnose(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := NewView(fake.NewClientset(), "berth", slog.New(slog.DiscardHandler))
-				c := New(v, hub.New(func(string, string) {}), nil, "agent:1")
+				v := NewView(fake.NewClientset(), "berth", nil, slog.New(slog.DiscardHandler))
+				c := New(v, hub.New(func(hub.Change) {}), nil, inject.Options{Image: "agent:1"})
 				defer c.queue.ShutDown()
 				k, e := Key{"ns", "Deployment", "web"}, &engagement{spec: lease.EngagementSpec{ID: "e", Container: "web"}}
 				m := &memory{trouble: map[string]time.Time{}}

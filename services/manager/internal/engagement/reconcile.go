@@ -27,6 +27,9 @@ func (f *failure) Error() string { return f.message }
 func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	m := c.remember(k)
 	engs := c.view.engagements(k.Namespace, func(e *engagement) bool { return e.key() == k })
+	if err := c.endBeside(ctx, engs, m); err != nil {
+		return err
+	}
 	w, err := resolve(ctx, c.client, k)
 	if errors.Is(err, errKind) {
 		for _, e := range engs {
@@ -39,7 +42,7 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	if err != nil {
 		return err
 	}
-	e, err := c.elect(ctx, k, w, engs)
+	e, beside, err := c.elect(ctx, k, w, engs)
 	if err != nil {
 		return err
 	}
@@ -47,6 +50,10 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 		w = &workload{method: swap.Surge} // gone: what bridges for it goes too
 	}
 	pods := c.podsOf(k, w)
+	calm, err := c.besides(ctx, k, w, m, beside, pods)
+	if err != nil {
+		return err
+	}
 	s := c.state(k, w, m, e, pods)
 	if e != nil {
 		if err := c.admit(ctx, m, e, s, pods); err != nil {
@@ -72,7 +79,7 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	if err := c.restored(ctx, engs, m, s, pods); err != nil {
 		return err
 	}
-	if s.Done() && len(m.trouble) == 0 && !bridging(s) && (e == nil || e.status.Phase == lease.Active) {
+	if calm && s.Done() && len(m.trouble) == 0 && !bridging(s) && (e == nil || e.status.Phase == lease.Active) {
 		c.settle(k, m, len(engs) == 0)
 	} else if len(engs) == 0 && len(pods) == 0 {
 		c.settle(k, m, true)
@@ -84,33 +91,32 @@ func bridging(s swap.State) bool {
 	return slices.ContainsFunc(s.Pods, func(p swap.Pod) bool { return p.Released && !p.Deleting })
 }
 
-// elect returns the engagement that the workload's pods shall have, and fails
-// those that cannot be.
-func (c *Controller) elect(ctx context.Context, k Key, w *workload, engs []*engagement) (*engagement, error) {
-	e := wanted(engs)
-	for _, o := range engs {
-		if o != e && o.ended == "" && o.status.Phase != lease.Failed {
-			f := &failure{fmt.Sprintf("%s is engaged by %s (container %s)", k.Workload(), e.spec.Client, e.spec.Container), "ctl list"}
-			if err := c.fail(ctx, o, f); err != nil {
-				return nil, err
-			}
+// elect returns the engagement that the workload's pods shall have, and those
+// that have agents beside its containers; it fails those that cannot be.
+func (c *Controller) elect(ctx context.Context, k Key, w *workload, engs []*engagement) (*engagement, []*engagement, error) {
+	r := arbitrate(engs)
+	for e, why := range r.refused {
+		if err := c.fail(ctx, e, &failure{why, "ctl list"}); err != nil {
+			return nil, nil, err
 		}
 	}
-	if e == nil {
-		return nil, nil
+	if r.replace == nil {
+		return nil, r.beside, nil
 	}
-	if err := check(k, w, e); err != nil {
-		return nil, c.fail(ctx, e, err)
+	if err := check(k, w, r.replace); err != nil {
+		return nil, r.beside, c.fail(ctx, r.replace, err)
 	}
-	return e, nil
+	return r.replace, r.beside, nil
 }
 
 // check finds what makes an engagement impossible from the start.
 func check(k Key, w *workload, e *engagement) *failure {
 	switch {
-	case w == nil:
+	case w == nil || w.template == nil:
 		return &failure{fmt.Sprintf("there is no %s %q in namespace %s", k.Kind, k.Name, k.Namespace), "ctl list"}
-	case e.spec.Kind != lease.Replace:
+	case e.spec.Kind == lease.Intercept && len(e.spec.Ports) == 0:
+		return &failure{"an intercept without a port", "ctl intercept " + e.spec.Workload + " --port PORT"}
+	case e.spec.Kind != lease.Replace && !e.spec.Beside():
 		return &failure{fmt.Sprintf("this manager does not know engagements of kind %q", e.spec.Kind), "ctl install"}
 	case w.replicas == 0:
 		return &failure{k.Workload() + " has no replicas: there is no pod to take the place of", fmt.Sprintf("kubectl -n %s scale %s --replicas=1", k.Namespace, strings.ToLower(k.Workload()))}
@@ -263,7 +269,7 @@ func (c *Controller) judge(ctx context.Context, k Key, w *workload, m *memory, e
 // nothing is left in the workload's pods.
 func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory, s swap.State, pods map[string]*corev1.Pod) error {
 	for _, e := range engs {
-		if e.ended == "" {
+		if e.ended == "" || e.spec.Beside() {
 			continue
 		}
 		since, ok := m.restoring[e.spec.ID]
@@ -280,6 +286,7 @@ func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory
 				return err
 			}
 			delete(m.restoring, e.spec.ID)
+			c.hub.Forget(e.spec.ID)
 			c.log.Info("workload restored", "engagement", e.spec.ID, "seconds", time.Since(since).Seconds())
 			continue
 		}

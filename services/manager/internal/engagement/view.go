@@ -13,6 +13,7 @@ import (
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/expiry"
 	"berth.dev/services/manager/internal/inject"
+	"berth.dev/services/manager/internal/proof"
 	"berth.dev/tunnel"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -39,6 +40,7 @@ func (k Key) Workload() string { return k.Kind + "/" + k.Name }
 type View struct {
 	client    kubernetes.Interface
 	namespace string // the manager's
+	proof     proof.Key
 	log       *slog.Logger
 	tracker   *expiry.Tracker
 
@@ -54,8 +56,8 @@ type View struct {
 }
 
 // NewView prepares the informers; Start runs them.
-func NewView(client kubernetes.Interface, namespace string, log *slog.Logger) *View {
-	v := &View{client: client, namespace: namespace, log: log, tracker: expiry.New(),
+func NewView(client kubernetes.Interface, namespace string, key proof.Key, log *slog.Logger) *View {
+	v := &View{client: client, namespace: namespace, proof: key, log: log, tracker: expiry.New(),
 		overlay: map[string]*corev1.Pod{}, statuses: map[string]lease.EngagementStatus{}}
 	v.leaseFac = informers.NewSharedInformerFactoryWithOptions(client, 0,
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = lease.LabelKind }))
@@ -95,10 +97,30 @@ func trim(obj any) (any, error) {
 			delete(p.Annotations, k)
 		}
 	}
-	p.Spec = corev1.PodSpec{HostNetwork: p.Spec.HostNetwork}
-	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs,
-		Conditions: p.Status.Conditions, ContainerStatuses: p.Status.ContainerStatuses, InitContainerStatuses: p.Status.InitContainerStatuses}
+	spec := corev1.PodSpec{HostNetwork: p.Spec.HostNetwork, NodeName: p.Spec.NodeName, ReadinessGates: p.Spec.ReadinessGates}
+	for _, c := range p.Spec.Containers {
+		spec.Containers = append(spec.Containers, looks(c))
+	}
+	for _, c := range p.Spec.InitContainers { // those that are sidecars have probes too
+		if c.RestartPolicy != nil {
+			spec.InitContainers = append(spec.InitContainers, looks(c))
+		}
+	}
+	for _, e := range p.Spec.EphemeralContainers {
+		if inject.IsAgent(e.Name) {
+			spec.EphemeralContainers = append(spec.EphemeralContainers, inject.Bare(e))
+		}
+	}
+	p.Spec = spec
+	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, HostIP: p.Status.HostIP, HostIPs: p.Status.HostIPs,
+		Conditions: p.Status.Conditions, ContainerStatuses: p.Status.ContainerStatuses, InitContainerStatuses: p.Status.InitContainerStatuses,
+		EphemeralContainerStatuses: p.Status.EphemeralContainerStatuses}
 	return p, nil
+}
+
+// looks is what of a container tells how it is reached and probed.
+func looks(c corev1.Container) corev1.Container {
+	return corev1.Container{Name: c.Name, Ports: c.Ports, LivenessProbe: c.LivenessProbe, ReadinessProbe: c.ReadinessProbe, StartupProbe: c.StartupProbe}
 }
 
 // engagement is an engagement's Lease, read.
@@ -188,16 +210,6 @@ func (v *View) engagements(namespace string, match func(*engagement) bool) []*en
 	return out
 }
 
-// wanted is the engagement that a workload's pods shall have.
-func wanted(engs []*engagement) *engagement {
-	for _, e := range engs {
-		if e.ended == "" && e.status.Phase != lease.Failed {
-			return e
-		}
-	}
-	return nil
-}
-
 func (v *View) connection(id string) *coordinationv1.Lease {
 	l, err := v.leases.Leases(v.namespace).Get(lease.ConnectionName(id))
 	if err != nil || l.Labels[lease.LabelKind] != lease.KindConnection {
@@ -281,11 +293,51 @@ func (v *View) PodOf(ctx context.Context, token string) (name, uid, engagement s
 	return name, uid, pod.Labels[lease.LabelEngagement], nil
 }
 
+// Beside implements tunnelserver.Cluster. What was made for a pod that was there
+// shows a proof, and comes from the pod's address; what came with the pod shows
+// its token.
+func (v *View) Beside(ctx context.Context, id lease.AgentID, token string, from netip.Addr) (uid string, err error) {
+	if !proof.Is(token) {
+		name, uid, _, err := v.PodOf(ctx, token)
+		if err == nil && name != id.Pod {
+			err = &tunnel.RPCError{Code: "permission_denied", Message: "the token is that of another pod"}
+		}
+		return uid, err
+	}
+	denied := func(why string) (string, error) {
+		return "", &tunnel.RPCError{Code: "permission_denied", Message: why}
+	}
+	// The informer may not have seen the pod's address yet, which kubelet writes
+	// about when it starts the agent.
+	pod, err := v.pods.Pods(id.Namespace).Get(id.Pod)
+	if err != nil || !hasAddress(pod, from) {
+		got, gerr := v.client.CoreV1().Pods(id.Namespace).Get(ctx, id.Pod, metav1.GetOptions{})
+		if gerr != nil {
+			return "", &tunnel.RPCError{Code: "not_found", Message: fmt.Sprintf("there is no pod %s in namespace %s", id.Pod, id.Namespace)}
+		}
+		pod = got
+	}
+	switch {
+	case !v.proof.Good(token, string(pod.UID), id.Name):
+		return denied("the proof is not that of agent " + id.Name + " in pod " + id.Pod)
+	case !hasAddress(pod, from):
+		return denied(fmt.Sprintf("the agent of pod %s comes from %v, which is not the pod's address: something between translates addresses", id.Pod, from))
+	}
+	return string(pod.UID), nil
+}
+
+func hasAddress(p *corev1.Pod, a netip.Addr) bool {
+	return slices.ContainsFunc(p.Status.PodIPs, func(ip corev1.PodIP) bool {
+		own, err := netip.ParseAddr(ip.IP)
+		return err == nil && own.Unmap() == a
+	})
+}
+
 // Wanted implements webhook.Engagements: the workload that controls owner, and
 // its engagement. Only a namespace that has engagements costs a look-up, which
 // asks the API server: a rollout's ReplicaSet is younger than any cache.
 func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerReference) (inject.Engagement, bool, error) {
-	if wanted(v.engagements(namespace, func(*engagement) bool { return true })) == nil {
+	if arbitrate(v.engagements(namespace, func(e *engagement) bool { return !e.spec.Beside() })).replace == nil {
 		return inject.Engagement{}, false, nil
 	}
 	k := Key{namespace, owner.Kind, owner.Name}
@@ -298,8 +350,8 @@ func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerR
 			k.Kind, k.Name = d.Kind, d.Name
 		}
 	}
-	e := wanted(v.engagements(namespace, func(e *engagement) bool { return e.key() == k }))
-	if e == nil || e.spec.Kind != lease.Replace {
+	e := arbitrate(v.engagements(namespace, func(e *engagement) bool { return e.key() == k })).replace
+	if e == nil {
 		return inject.Engagement{}, false, nil
 	}
 	return inject.Engagement{EngagementSpec: e.spec, Workload: k.Workload()}, true, nil

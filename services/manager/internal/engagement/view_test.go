@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"berth.dev/lease"
+	"berth.dev/services/manager/internal/proof"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,7 +17,7 @@ import (
 
 func view(t *testing.T, leases ...*coordinationv1.Lease) *View {
 	t.Helper()
-	v := NewView(fake.NewClientset(), "berth", slog.New(slog.DiscardHandler))
+	v := NewView(fake.NewClientset(), "berth", proof.NewKey([]byte("k")), slog.New(slog.DiscardHandler))
 	for _, l := range leases {
 		if err := v.leaseInf.GetIndexer().Add(l); err != nil {
 			t.Fatal(err)
@@ -50,10 +51,10 @@ func TestOldestLiveEngagementHasTheWorkload(t *testing.T) {
 		engaged("young", "c", 2*time.Hour),
 		engaged("old", "d", 3*time.Hour))
 	engs := v.engagements("ns", all)
-	if e := wanted(engs); len(engs) != 4 || e == nil || e.spec.ID != "old" {
+	if e := arbitrate(engs).replace; len(engs) != 4 || e == nil || e.spec.ID != "old" {
 		t.Errorf("of %d it is %+v", len(engs), e)
 	}
-	if engs := v.engagements("elsewhere", all); wanted(engs) != nil {
+	if engs := v.engagements("elsewhere", all); arbitrate(engs).replace != nil {
 		t.Error("found in another namespace")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/swap"
@@ -37,6 +38,13 @@ type workload struct {
 // resolve reads a workload; nil if it does not exist.
 func resolve(ctx context.Context, c kubernetes.Interface, k Key) (*workload, error) {
 	w := &workload{owners: map[string]*appsv1.ReplicaSet{}, method: swap.Surge}
+	var services *corev1.ServiceList
+	var servicesErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { // beside the workload itself, since people wait for this
+		services, servicesErr = c.CoreV1().Services(k.Namespace).List(ctx, metav1.ListOptions{})
+	})
+	defer wg.Wait()
 	var err error
 	switch k.Kind {
 	case "Deployment":
@@ -54,9 +62,9 @@ func resolve(ctx context.Context, c kubernetes.Interface, k Key) (*workload, err
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", k.Workload(), err)
 	}
-	services, err := c.CoreV1().Services(k.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list services of %s: %w", k.Namespace, err)
+	wg.Wait()
+	if servicesErr != nil {
+		return nil, fmt.Errorf("list services of %s: %w", k.Namespace, servicesErr)
 	}
 	w.services = services.Items
 	if w.method == swap.Surge && k.Kind == "ReplicaSet" {
@@ -82,7 +90,14 @@ func replicas(n *int32) int {
 }
 
 func (w *workload) deployment(ctx context.Context, c kubernetes.Interface, k Key) error {
+	var list *appsv1.ReplicaSetList
+	var listErr error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		list, listErr = c.AppsV1().ReplicaSets(k.Namespace).List(ctx, metav1.ListOptions{})
+	})
 	d, err := c.AppsV1().Deployments(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
+	wg.Wait()
 	if err != nil {
 		return err
 	}
@@ -90,9 +105,8 @@ func (w *workload) deployment(ctx context.Context, c kubernetes.Interface, k Key
 	if d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
 		w.recreate("its strategy is Recreate")
 	}
-	list, err := c.AppsV1().ReplicaSets(k.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
-	if err != nil {
-		return err
+	if listErr != nil {
+		return listErr
 	}
 	for i := range list.Items {
 		if rs := &list.Items[i]; metav1.IsControlledBy(rs, d) {

@@ -1,17 +1,25 @@
 // Package hub knows which sessions are up: of clients, by connection, and of
-// agents, by engagement and pod. It keeps nothing else and survives nothing:
-// after a restart clients and agents dial again.
+// agents: those in a container's place by engagement and pod, those beside a
+// container by pod. It keeps nothing else and survives nothing: after a restart
+// clients and agents dial again.
+//
+// An agent beside a container outlives engagements and serves several: which
+// ones is said by Assign, after which Agents finds it under each of them.
 //
 // Newest wins: a connection's traffic goes to the vif session that came last,
-// and a pod's second session closes its first. All methods may be called
+// and an agent's second session closes its first. All methods may be called
 // concurrently; the callback runs without locks held.
 package hub
 
 import (
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"berth.dev/lease"
 	"berth.dev/tunnel"
 )
 
@@ -24,18 +32,27 @@ var errReplaced = errors.New("replaced by a newer session of the same pod")
 const (
 	RoleVIF       = "vif"
 	RoleConnector = "connector"
-	RoleAgent     = "agent"
+	RoleAgent     = lease.RoleAgent
+	RoleBeside    = lease.RoleBeside
 )
 
 // Hub is the set of live sessions.
 type Hub struct {
-	changed func(connection, engagement string) // one of the two is set
+	changed func(Change)
 
 	mu      sync.Mutex
 	clients map[string][]client          // by connection, oldest first
 	lastVIF map[string]time.Time         // when a connection's last vif session went
-	agents  map[string]map[string]*Agent // by engagement, by pod UID
+	agents  map[string]map[string]*Agent // in the place of a container: by engagement, by pod UID
+	beside  map[string]*Agent            // beside a container: by pod UID and own name
 	files   map[string]string            // by engagement, UID of the pod whose volumes are used
+}
+
+// Change is what has come or gone; one of the fields is set.
+type Change struct {
+	Connection string
+	Engagement string
+	Namespace  string // of a pod that has an agent beside a container
 }
 
 type client struct {
@@ -49,8 +66,77 @@ type Agent struct {
 	Pod     string // name
 	UID     string
 
-	mu   sync.Mutex
-	told *bool // what the agent has confirmed to have been told by agent.run
+	// Of an agent beside a container.
+	Namespace string
+	Name      string // its own container
+	Container string // beside which it is
+	Divert    bool   // it may divert traffic
+
+	mu       sync.Mutex
+	told     *bool             // what the agent has confirmed to have been told by agent.run
+	serve    *lease.AgentServe // and by agent.serve
+	served   lease.AgentServed // its answer
+	idle     time.Time         // since when it serves nothing
+	assigned map[string]string // engagements that it serves, with their connections
+}
+
+// Serves returns what the agent was told to serve last, and its answer; nil if
+// nothing yet.
+func (a *Agent) Serves() (*lease.AgentServe, lease.AgentServed) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.serve, a.served
+}
+
+// SetServes remembers what the agent has confirmed.
+func (a *Agent) SetServes(q *lease.AgentServe, served lease.AgentServed) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.serve, a.served = q, served
+}
+
+// Assign says which engagements an agent beside a container serves, with their
+// connections. Flows of others are not taken from it, and it is not asked for them.
+func (a *Agent) Assign(engagements map[string]string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case len(engagements) > 0:
+		a.idle = time.Time{}
+	case a.idle.IsZero():
+		a.idle = time.Now()
+	}
+	a.assigned = engagements
+}
+
+// AlsoAssign adds to what Assign has said.
+func (a *Agent) AlsoAssign(engagements map[string]string) {
+	a.mu.Lock()
+	all := maps.Clone(a.assigned)
+	a.mu.Unlock()
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, engagements)
+	a.Assign(all)
+}
+
+// Connection is that of an engagement which the agent serves.
+func (a *Agent) Connection(engagement string) (string, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, ok := a.assigned[engagement]
+	return c, ok
+}
+
+// Idle is for how long the agent has had nothing to serve.
+func (a *Agent) Idle() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.idle.IsZero() {
+		return 0
+	}
+	return time.Since(a.idle)
 }
 
 // Told reports what the agent has confirmed last, if anything.
@@ -71,8 +157,8 @@ func (a *Agent) SetTold(run bool) {
 }
 
 // New returns an empty hub that calls changed after each arrival and loss.
-func New(changed func(connection, engagement string)) *Hub {
-	return &Hub{changed: changed, clients: map[string][]client{}, lastVIF: map[string]time.Time{}, agents: map[string]map[string]*Agent{}, files: map[string]string{}}
+func New(changed func(Change)) *Hub {
+	return &Hub{changed: changed, clients: map[string][]client{}, lastVIF: map[string]time.Time{}, agents: map[string]map[string]*Agent{}, beside: map[string]*Agent{}, files: map[string]string{}}
 }
 
 // AddClient registers a client's session; the returned function removes it.
@@ -80,7 +166,7 @@ func (h *Hub) AddClient(connection, role string, s *tunnel.Session) (remove func
 	h.mu.Lock()
 	h.clients[connection] = append(h.clients[connection], client{role, s})
 	h.mu.Unlock()
-	h.changed(connection, "")
+	h.changed(Change{Connection: connection})
 	return func() {
 		h.mu.Lock()
 		var rest []client
@@ -96,7 +182,7 @@ func (h *Hub) AddClient(connection, role string, s *tunnel.Session) (remove func
 			h.lastVIF[connection] = time.Now()
 		}
 		h.mu.Unlock()
-		h.changed(connection, "")
+		h.changed(Change{Connection: connection})
 	}
 }
 
@@ -161,7 +247,7 @@ func (h *Hub) AddAgent(engagement string, a *Agent) (remove func()) {
 	if old != nil {
 		_ = old.Session.CloseWithError(errReplaced)
 	}
-	h.changed("", engagement)
+	h.changed(Change{Engagement: engagement})
 	return func() {
 		h.mu.Lock()
 		if h.agents[engagement][a.UID] == a {
@@ -172,7 +258,7 @@ func (h *Hub) AddAgent(engagement string, a *Agent) (remove func()) {
 			}
 		}
 		h.mu.Unlock()
-		h.changed("", engagement)
+		h.changed(Change{Engagement: engagement})
 	}
 }
 
@@ -183,7 +269,7 @@ func (h *Hub) AddAgent(engagement string, a *Agent) (remove func()) {
 func (h *Hub) FilesAgent(engagement string) *Agent {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := h.agents[engagement]
+	all := h.agentsOf(engagement)
 	if a := all[h.files[engagement]]; a != nil {
 		return a
 	}
@@ -199,13 +285,66 @@ func (h *Hub) FilesAgent(engagement string) *Agent {
 	return first
 }
 
+// AddBeside registers the session of an agent beside a container in the place
+// of an older one of the same agent; the returned function removes it.
+func (h *Hub) AddBeside(a *Agent) (remove func()) {
+	a.Assign(nil)
+	key := a.UID + "/" + a.Name
+	h.mu.Lock()
+	old := h.beside[key]
+	h.beside[key] = a
+	h.mu.Unlock()
+	if old != nil {
+		_ = old.Session.CloseWithError(errReplaced)
+	}
+	h.changed(Change{Namespace: a.Namespace})
+	return func() {
+		h.mu.Lock()
+		if h.beside[key] == a {
+			delete(h.beside, key)
+		}
+		h.mu.Unlock()
+		h.changed(Change{Namespace: a.Namespace})
+	}
+}
+
+// Beside are the agents beside containers, by pod UID; of one pod by name.
+func (h *Hub) Beside() map[string][]*Agent {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := map[string][]*Agent{}
+	for _, a := range h.beside {
+		m[a.UID] = append(m[a.UID], a)
+	}
+	for _, as := range m {
+		slices.SortFunc(as, func(a, b *Agent) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return m
+}
+
+// Forget drops what is remembered of an engagement that is over.
+func (h *Hub) Forget(engagement string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.files, engagement)
+}
+
 // Agents are the agents of an engagement, by pod UID.
 func (h *Hub) Agents(engagement string) map[string]*Agent {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.agentsOf(engagement)
+}
+
+func (h *Hub) agentsOf(engagement string) map[string]*Agent {
 	m := make(map[string]*Agent, len(h.agents[engagement]))
 	for k, v := range h.agents[engagement] {
 		m[k] = v
+	}
+	for _, a := range h.beside {
+		if _, ok := a.Connection(engagement); ok {
+			m[a.UID] = a
+		}
 	}
 	return m
 }

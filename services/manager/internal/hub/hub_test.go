@@ -21,7 +21,7 @@ func pair(t *testing.T) (near, far *tunnel.Session) {
 
 func TestNewestVIFWins(t *testing.T) {
 	var changes []string
-	h := New(func(connection, engagement string) { changes = append(changes, connection+engagement) })
+	h := New(func(c Change) { changes = append(changes, c.Connection+c.Engagement) })
 	if _, ok := h.VIFAway("c"); ok || h.VIF("c") != nil {
 		t.Error("a session before any came")
 	}
@@ -48,7 +48,7 @@ func TestNewestVIFWins(t *testing.T) {
 }
 
 func TestCutSaysWhy(t *testing.T) {
-	h := New(func(string, string) {})
+	h := New(func(Change) {})
 	s, far := pair(t)
 	defer h.AddClient("c", RoleVIF, s)()
 	other, _ := pair(t)
@@ -64,7 +64,7 @@ func TestCutSaysWhy(t *testing.T) {
 }
 
 func TestAgentOfOnePodReplacesItself(t *testing.T) {
-	h := New(func(string, string) {})
+	h := New(func(Change) {})
 	old, _ := pair(t)
 	fresh, _ := pair(t)
 	removeOld := h.AddAgent("e", &Agent{Session: old, Pod: "p", UID: "u"})

@@ -161,12 +161,8 @@ func replaced(pod *corev1.Pod, i int, e Engagement, o Options) *corev1.Container
 
 // securityContext keeps who the container runs as and takes everything else
 // away. Where nobody says who, the image did; its answer is lost with the
-// image, so the agent runs as root, which is its own image's user. That is not
-// said here: kubelet would give the service account's token to that user alone.
-//
-// As root it has the capability for low ports, and those of the original by
-// which root does with files as it likes: what the handler may do in a volume
-// is decided where the handler runs, as if it were in the pod.
+// image, so the agent runs as root without any capability but the one for low
+// ports: that reads root's volumes and listens on port 80.
 func securityContext(pod *corev1.PodSecurityContext, was *corev1.SecurityContext) *corev1.SecurityContext {
 	no, yes := false, true
 	sc := &corev1.SecurityContext{
@@ -192,33 +188,17 @@ func securityContext(pod *corev1.PodSecurityContext, was *corev1.SecurityContext
 	switch {
 	case user != nil:
 		if *user == 0 {
-			sc.Capabilities.Add = rootCapabilities(was)
+			sc.Capabilities.Add = []corev1.Capability{"NET_BIND_SERVICE"}
 		}
 	case nonRoot != nil && *nonRoot:
 		u := int64(nonRootUser)
 		sc.RunAsUser = &u
 	default:
-		sc.Capabilities.Add = rootCapabilities(was)
+		u := int64(0)
+		sc.RunAsUser = &u
+		sc.Capabilities.Add = []corev1.Capability{"NET_BIND_SERVICE"}
 	}
 	return sc
-}
-
-// rootCapabilities are those of an agent that runs as root: of what container
-// runtimes give to root (and Pod Security's baseline allows), as far as the
-// original had it.
-func rootCapabilities(was *corev1.SecurityContext) []corev1.Capability {
-	var drop, add []corev1.Capability
-	if was != nil && was.Capabilities != nil {
-		drop, add = was.Capabilities.Drop, was.Capabilities.Add
-	}
-	caps := []corev1.Capability{"NET_BIND_SERVICE"}
-	for _, c := range []corev1.Capability{"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"} {
-		dropped := slices.Contains(drop, c) || slices.Contains(drop, "ALL")
-		if !dropped || slices.Contains(add, c) || slices.Contains(add, "ALL") {
-			caps = append(caps, c)
-		}
-	}
-	return caps
 }
 
 // freePort is a port for the agent's own endpoint that no container of the pod declares.

@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"berth.dev/lease"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -56,6 +59,125 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// testdata/<name>.beside.golden and <name>.divert.golden are the ephemeral
+// containers that put an agent beside the container app.
+func TestEphemeralGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.json")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("found %d pods, %v", len(files), err)
+	}
+	for _, f := range files {
+		for kind, divert := range map[string]bool{"beside": false, "divert": true} {
+			t.Run(filepath.Base(f)+" "+kind, func(t *testing.T) {
+				pod := read(t, f)
+				pod.Namespace, pod.Name = "shop", "web-1"
+				for i := range pod.Spec.Containers { // what would be refused
+					c := &pod.Spec.Containers[i]
+					c.VolumeMounts = slices.DeleteFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.SubPath != "" })
+				}
+				before := pod.DeepCopy()
+				ec, err := Ephemeral(pod, "app", divert, func(name string) string { return "proof of " + name }, options)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := json.MarshalIndent(ec, "", "  ")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, '\n')
+				golden := strings.TrimSuffix(f, ".json") + "." + kind + ".golden"
+				if *update {
+					if err := os.WriteFile(golden, got, 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(golden)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("the ephemeral container has changed (go test -update writes it anew):\n%s", got)
+				}
+				if id, ok := AgentOf(ec); !ok || id.Container != "app" || id.Pod != "web-1" || id.Divert != divert {
+					t.Errorf("read back: %+v, %v", id, ok)
+				}
+				if bare := Bare(*ec); len(bare.Env) != 1 {
+					t.Errorf("bare: %+v", bare)
+				} else if id, ok := AgentOf(&bare); !ok || id.Name != ec.Name {
+					t.Error("what is kept of it says nothing")
+				}
+				if !reflect.DeepEqual(pod, before) {
+					t.Error("the pod was changed")
+				}
+				if ec.Resources.Limits != nil || ec.Ports != nil || ec.LivenessProbe != nil {
+					t.Error("an ephemeral container has no such fields")
+				}
+			})
+		}
+	}
+}
+
+func TestEphemeralRefuses(t *testing.T) {
+	for want, change := range map[string]func(*corev1.Pod){
+		"no container": func(p *corev1.Pod) { p.Spec.Containers[0].Name = "other" },
+		"subPath": func(p *corev1.Pod) {
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{MountPath: "/c", SubPath: "x"}}
+		},
+		"their node's network": func(p *corev1.Pod) { p.Spec.HostNetwork = true },
+	} {
+		pod := read(t, "testdata/plain.json")
+		change(pod)
+		if _, err := Ephemeral(pod, "app", false, func(string) string { return "" }, options); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+// Names of agents that have ended are not used again, and fit a label.
+func TestAgentNames(t *testing.T) {
+	pod := &corev1.Pod{}
+	for _, want := range []string{"berth-agent-app-1", "berth-agent-app-2"} {
+		name := agentName(pod, "app")
+		if name != want {
+			t.Errorf("%s, want %s", name, want)
+		}
+		pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: name}})
+	}
+	long := agentName(pod, strings.Repeat("x", 63))
+	if len(long) > 63 || long == agentName(pod, strings.Repeat("x", 62)+"y") || !IsAgent(long) {
+		t.Error(long)
+	}
+}
+
+func TestDiverted(t *testing.T) {
+	http := func(path string, port intstr.IntOrString, scheme corev1.URIScheme, headers ...corev1.HTTPHeader) *corev1.Probe {
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: port, Scheme: scheme, HTTPHeaders: headers}}}
+	}
+	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{
+		{Name: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8081}, {Name: "dns", ContainerPort: 53, Protocol: "UDP"}, {Name: "dns-tcp", ContainerPort: 53}},
+			LivenessProbe:  http("healthz?a=b", intstr.FromString("web"), "HTTP", corev1.HTTPHeader{Name: "user-agent", Value: "prober"}),
+			ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("dns-tcp")}}},
+			StartupProbe:   http("/", intstr.FromInt32(9), "HTTPS")},
+		{Name: "sidecar", LivenessProbe: http("", intstr.FromInt32(8081), ""), ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 9}}}},
+		{Name: "elsewhere", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8081), Host: "example.org"}}}},
+	}}}
+	got := Diverted(pod, []lease.Port{
+		{Container: 8080, Protocol: "TCP", Name: "web"}, // an older pod has it elsewhere
+		{Container: 53, Protocol: "UDP", Name: "dns"},
+		{Container: 53, Protocol: "TCP"},
+		{Container: 9, Protocol: "TCP", Name: "unknown"},
+	})
+	want := []lease.Diverted{
+		{Port: 8081, Protocol: "TCP", As: 8080, Probes: []lease.Probe{{Kind: "http", Path: "/healthz?a=b", UserAgent: "prober"}, {Kind: "http", Path: "/"}}},
+		{Port: 53, Protocol: "UDP", As: 53},
+		{Port: 53, Protocol: "TCP", As: 53, Probes: []lease.Probe{{Kind: "tcp"}}},
+		{Port: 9, Protocol: "TCP", As: 9, Probes: []lease.Probe{{Kind: "opaque"}}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
 func read(t *testing.T, f string) *corev1.Pod {
 	t.Helper()
 	b, err := os.ReadFile(f)
@@ -93,34 +215,27 @@ func TestRestrictedStaysRestricted(t *testing.T) {
 
 func TestWhoTheAgentRunsAs(t *testing.T) {
 	n, yes, no := func(i int64) *int64 { return &i }, true, false
-	const root = "NET_BIND_SERVICE CHOWN DAC_OVERRIDE FOWNER FSETID"
-	dropped := func(drop corev1.Capability, add ...corev1.Capability) *corev1.SecurityContext {
-		return &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{drop}, Add: add}}
-	}
 	for i, tt := range []struct {
 		pod  *corev1.PodSecurityContext
 		was  *corev1.SecurityContext
-		user string // of the container; "-" leaves it to the pod, or to the agent's image, whose is root
-		caps string
+		user string // of the container; "-" leaves it to the pod
+		bind bool
 	}{
-		{nil, nil, "-", root},
-		{&corev1.PodSecurityContext{RunAsUser: n(1000)}, nil, "-", ""},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, nil, "65532", ""},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsUser: n(7)}, "7", ""},
-		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsNonRoot: &no}, "-", root},
-		{nil, &corev1.SecurityContext{RunAsNonRoot: &yes}, "65532", ""},
-		{&corev1.PodSecurityContext{RunAsUser: n(0)}, nil, "-", root},
-		{nil, &corev1.SecurityContext{Privileged: &yes}, "-", root},
-		{nil, dropped("ALL"), "-", "NET_BIND_SERVICE"},
-		{nil, dropped("ALL", "CHOWN"), "-", "NET_BIND_SERVICE CHOWN"},
-		{nil, dropped("CHOWN"), "-", "NET_BIND_SERVICE DAC_OVERRIDE FOWNER FSETID"},
+		{nil, nil, "0", true},
+		{&corev1.PodSecurityContext{RunAsUser: n(1000)}, nil, "-", false},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, nil, "65532", false},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsUser: n(7)}, "7", false},
+		{&corev1.PodSecurityContext{RunAsNonRoot: &yes}, &corev1.SecurityContext{RunAsNonRoot: &no}, "0", true},
+		{nil, &corev1.SecurityContext{RunAsNonRoot: &yes}, "65532", false},
+		{&corev1.PodSecurityContext{RunAsUser: n(0)}, nil, "-", true},
+		{nil, &corev1.SecurityContext{Privileged: &yes}, "0", true},
 	} {
 		sc := securityContext(tt.pod, tt.was)
 		user := "-"
 		if sc.RunAsUser != nil {
 			user = fmt.Sprint(*sc.RunAsUser)
 		}
-		if caps := strings.Trim(fmt.Sprint(sc.Capabilities.Add), "[]"); user != tt.user || caps != tt.caps || sc.Privileged != nil {
+		if user != tt.user || (len(sc.Capabilities.Add) == 1) != tt.bind || sc.Privileged != nil {
 			t.Errorf("%d: user %s, capabilities %v, privileged %v", i, user, sc.Capabilities.Add, sc.Privileged)
 		}
 	}

@@ -24,7 +24,7 @@ const (
 func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request) {
 	h := r.Header
 	switch {
-	case p.role == hub.RoleAgent:
+	case p.agent != nil:
 		s.toClient(ctx, p, r)
 	case h.Kind == tunnel.KindRPC:
 		s.rpc(ctx, p, r)
@@ -98,13 +98,17 @@ func (s *Server) udp(ctx context.Context, r *tunnel.Request) {
 // agent gets the client's own answer: what the handler refuses is refused.
 func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 	h := r.Header
-	if h.Engagement != p.engagement || (h.Kind != tunnel.KindTCP && h.Kind != tunnel.KindUDP) {
-		r.Refuse(tunnel.CodeDenied, "an agent opens flows of its own engagement only")
+	connection, own := p.connection, h.Engagement == p.engagement
+	if p.role == hub.RoleBeside {
+		connection, own = p.agent.Connection(h.Engagement)
+	}
+	if !own || (h.Kind != tunnel.KindTCP && h.Kind != tunnel.KindUDP) {
+		r.Refuse(tunnel.CodeDenied, "an agent opens flows of its own engagements only")
 		return
 	}
 	// Not asked of the Lease: that may be gone while the pod's last connections
 	// still come in, and the client has the last word in any case.
-	vif := s.Hub.VIF(p.connection)
+	vif := s.Hub.VIF(connection)
 	if vif == nil {
 		r.Refuse(tunnel.CodeUnreachable, errNoClient.Error())
 		return

@@ -8,8 +8,10 @@
 //
 //   - a client shows a key that is listed in a live connection Lease, which the
 //     API server let its owner write;
-//   - an agent shows a token that only kubelet hands out, bound to its pod,
-//     which must carry the engagement's label.
+//   - an agent in the place of a container shows a token that only kubelet
+//     hands out, bound to its pod, which must carry the engagement's label;
+//   - an agent beside a container shows such a token, or, in a pod that was
+//     there before it, a proof made for it and comes from the pod's address.
 package tunnelserver
 
 import (
@@ -37,6 +39,9 @@ type Cluster interface {
 	// PodOf verifies an agent's token and returns its pod, with the engagement
 	// that the pod is marked with.
 	PodOf(ctx context.Context, token string) (name, uid, engagement string, err error)
+	// Beside verifies who an agent beside a container says it is, by its token
+	// and the address it comes from, and returns its pod's UID.
+	Beside(ctx context.Context, id lease.AgentID, token string, from netip.Addr) (uid string, err error)
 }
 
 // Server serves the tunnel endpoint.
@@ -57,8 +62,9 @@ type Server struct {
 type peer struct {
 	role       string
 	connection string // of a client; for an agent that of its engagement
-	pod, uid   string // of an agent
+	pod        string // of an agent
 	engagement string
+	agent      *hub.Agent // of an agent
 }
 
 // ServeHTTP upgrades one request and serves its session to the end. ctx of the
@@ -72,17 +78,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.Log.Debug("not a tunnel request", "err", err)
 		return
 	}
-	s.serve(ctx, conn)
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		s.Log.Debug("a caller without an address", "err", err)
+	}
+	s.serve(ctx, conn, from.Addr().Unmap())
 }
 
 // Wait returns when every session has ended.
 func (s *Server) Wait() { s.sessions.Wait() }
 
-func (s *Server) serve(ctx context.Context, conn net.Conn) {
+func (s *Server) serve(ctx context.Context, conn net.Conn, from netip.Addr) {
 	var p peer
 	auth := func(ctx context.Context, h tunnel.Hello, pin tunnel.Pin) (*tunnel.Welcome, error) {
 		var err error
-		if p, err = s.authenticate(ctx, h, pin); err != nil {
+		if p, err = s.authenticate(ctx, h, pin, from); err != nil {
 			s.Log.Warn("tunnel refused", "role", h.Role, "id", h.ID, "client", h.Client, "err", err)
 			return nil, err
 		}
@@ -98,14 +108,18 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	defer stop()
 
 	log := s.Log.With("role", p.role)
-	if p.role == hub.RoleAgent {
+	switch p.role {
+	case hub.RoleAgent:
 		log = log.With("engagement", p.engagement, "pod", p.pod)
-		remove := s.Hub.AddAgent(p.engagement, &hub.Agent{Session: session, Pod: p.pod, UID: p.uid})
-		defer remove()
-	} else {
+		p.agent.Session = session
+		defer s.Hub.AddAgent(p.engagement, p.agent)()
+	case hub.RoleBeside:
+		log = log.With("pod", p.agent.Namespace+"/"+p.agent.Pod, "agent", p.agent.Name)
+		p.agent.Session = session
+		defer s.Hub.AddBeside(p.agent)()
+	default:
 		log = log.With("connection", p.connection)
-		remove := s.Hub.AddClient(p.connection, p.role, session)
-		defer remove()
+		defer s.Hub.AddClient(p.connection, p.role, session)()
 	}
 	log.Info("tunnel up", "client", hello.Client)
 	var flows sync.WaitGroup
@@ -125,7 +139,7 @@ func denied(format string, args ...any) error {
 	return &tunnel.RPCError{Code: "permission_denied", Message: fmt.Sprintf(format, args...)}
 }
 
-func (s *Server) authenticate(ctx context.Context, h tunnel.Hello, pin tunnel.Pin) (peer, error) {
+func (s *Server) authenticate(ctx context.Context, h tunnel.Hello, pin tunnel.Pin, from netip.Addr) (peer, error) {
 	switch h.Role {
 	case hub.RoleVIF, hub.RoleConnector:
 		spec, err := s.Cluster.Connection(ctx, h.ID)
@@ -150,14 +164,25 @@ func (s *Server) authenticate(ctx context.Context, h tunnel.Hello, pin tunnel.Pi
 		if !ok {
 			return peer{}, &tunnel.RPCError{Code: "not_found", Message: "engagement " + engagement + " has ended"}
 		}
-		return peer{role: h.Role, pod: name, uid: uid, engagement: engagement, connection: e.Connection}, nil
+		return peer{role: h.Role, pod: name, engagement: engagement, connection: e.Connection, agent: &hub.Agent{Pod: name, UID: uid}}, nil
+	case hub.RoleBeside:
+		id, err := lease.Unmarshal[lease.AgentID](h.ID)
+		if err != nil {
+			return peer{}, &tunnel.RPCError{Code: "invalid_argument", Message: err.Error()}
+		}
+		uid, err := s.Cluster.Beside(ctx, id, h.Token, from)
+		if err != nil {
+			return peer{}, err
+		}
+		return peer{role: h.Role, pod: id.Pod, agent: &hub.Agent{
+			Namespace: id.Namespace, Pod: id.Pod, UID: uid, Name: id.Name, Container: id.Container, Divert: id.Divert}}, nil
 	}
 	return peer{}, &tunnel.RPCError{Code: "invalid_argument", Message: fmt.Sprintf("unknown role %q", h.Role)}
 }
 
 func (s *Server) welcome(ctx context.Context, p peer) *tunnel.Welcome {
 	w := &tunnel.Welcome{ServerVersion: s.Version, InstallationID: s.InstallationID}
-	if p.role == hub.RoleAgent {
+	if p.agent != nil {
 		return w
 	}
 	w.ClusterDomain, w.DNS = s.Resolver.Domain, s.Resolver.Servers

@@ -57,6 +57,14 @@ func (c *cluster) PodOf(_ context.Context, token string) (name, uid, engagement 
 	return "p", "u", "e", nil
 }
 
+// Beside knows the agent "a" in pod "p" by its proof.
+func (c *cluster) Beside(_ context.Context, id lease.AgentID, token string, from netip.Addr) (string, error) {
+	if id.Name != "a" || token != "proof" || !from.IsLoopback() {
+		return "", &tunnel.RPCError{Code: "permission_denied", Message: "bad proof"}
+	}
+	return "u", nil
+}
+
 type bench struct {
 	t      *testing.T
 	addr   string
@@ -81,7 +89,7 @@ func start(t *testing.T) *bench {
 	}
 	log := slog.New(slog.DiscardHandler)
 	srv := &Server{Identity: id, Version: "1", InstallationID: "i", Resolver: discovery.Resolver{Domain: "cluster.local"}, Log: log,
-		Cluster: &cluster{pins: []string{string(client.Pin())}}, Hub: hub.New(func(string, string) {}),
+		Cluster: &cluster{pins: []string{string(client.Pin())}}, Hub: hub.New(func(hub.Change) {}),
 		Discovery: &discovery.Discovery{Client: fake.NewClientset(), PodIPs: func() []netip.Addr { return nil }, Log: log}}
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"berth.dev/lease"
+	"berth.dev/tunnel"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// beside is an engagement that leaves the workload's containers running.
+type beside struct {
+	*rig
+	id, lease string
+}
+
+// engageBeside makes one. With run, nobody waits for a handler.
+func (r *rig) engageBeside(spec lease.EngagementSpec, run bool) beside {
+	r.t.Helper()
+	spec.ID, spec.Connection, spec.Client = id(), r.conn, "test"
+	if spec.Workload == "" {
+		spec.Workload = "web"
+	}
+	if spec.Container == "" {
+		spec.Container = "web"
+	}
+	seconds := int32(lease.Duration / time.Second)
+	l := &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: spec.LeaseName(),
+			Labels:      map[string]string{lease.LabelKind: lease.KindEngagement, lease.LabelConnection: r.conn, lease.LabelEngagement: spec.ID},
+			Annotations: map[string]string{lease.AnnotationSpec: lease.Marshal(spec)}},
+		Spec: coordinationv1.LeaseSpec{LeaseDurationSeconds: &seconds, RenewTime: now()},
+	}
+	if run {
+		l.Annotations[lease.AnnotationHandler] = lease.HandlerRun
+	}
+	_, err := r.client.CoordinationV1().Leases(r.namespace).Create(r.t.Context(), l, metav1.CreateOptions{})
+	must(r.t, err)
+	return beside{r, spec.ID, spec.LeaseName()}
+}
+
+func (b beside) until(want lease.Phase) (lease.EngagementStatus, time.Duration) {
+	b.t.Helper()
+	var st lease.EngagementStatus
+	took := b.rig.until("phase "+string(want)+" of "+b.lease, 60*time.Second, func() bool {
+		st, _ = b.status(b.lease)
+		if st.Phase == lease.Failed && want != lease.Failed {
+			b.t.Fatalf("failed: %s (%s)", st.Error, st.Hint)
+		}
+		return st.Phase == want
+	})
+	return st, took
+}
+
+func (b beside) leave() time.Duration {
+	b.t.Helper()
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:"true"}}}`, lease.AnnotationRelease)
+	began := time.Now()
+	_, err := b.client.CoordinationV1().Leases(b.namespace).Patch(b.t.Context(), b.lease, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	must(b.t, err)
+	b.rig.until("the lease is gone", 60*time.Second, func() bool { _, ok := b.status(b.lease); return !ok })
+	return time.Since(began)
+}
+
+func (b beside) environment() string {
+	b.t.Helper()
+	env, err := tunnel.Call[lease.EnvironmentRequest, lease.Environment](b.t.Context(), b.session, lease.MethodEnvironment, lease.EnvironmentRequest{Engagement: b.id})
+	must(b.t, err)
+	all := "mounts " + strings.Join(env.Mounts, ":") + "\x00"
+	for _, kv := range env.Env {
+		all += string(kv) + "\x00"
+	}
+	return all
+}
+
+// restarts tells the pods apart from such as are new or were restarted.
+func (r *rig) restarts() string {
+	var all []string
+	for _, p := range r.pods() {
+		n := int32(0)
+		for _, s := range p.Status.ContainerStatuses {
+			n += s.RestartCount
+		}
+		all = append(all, fmt.Sprintf("%s %s %d", p.Name, p.UID, n))
+	}
+	return strings.Join(all, "\n")
+}
+
+// Several ingests at once, the first of which brings the agent, while the app
+// goes on and nothing is restarted.
+func TestClusterIngest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	dst := r.workload("Deployment", 2)
+	before := r.restarts()
+	stop := r.loop(dst)
+	one := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	st, first := one.until(lease.Active)
+	if st.Method != lease.Ephemeral || len(st.Pods) != 2 || !st.Pods[0].Agent {
+		t.Errorf("status %+v", st)
+	}
+	env := one.environment()
+	for _, want := range []string{"B=1\n23\x00", "A=1\n2\x00", "POD_NAME=web-", "mounts /data"} {
+		if !strings.Contains(env, want) {
+			t.Errorf("no %q in the environment %q", want, env)
+		}
+	}
+	if strings.Contains(env, "BERTH_AGENT") || strings.Contains(env, "PATH=") {
+		t.Errorf("too much in the environment %q", env)
+	}
+	two := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	_, second := two.until(lease.Active)
+	if two.environment() != env && !strings.Contains(two.environment(), "B=1\n23") {
+		t.Error("the second has another environment")
+	}
+	left := one.leave()
+	if _, err := tunnel.Call[lease.EnvironmentRequest, lease.Environment](t.Context(), r.session, lease.MethodEnvironment, lease.EnvironmentRequest{Engagement: one.id}); err == nil {
+		t.Error("an ended engagement still gets its environment")
+	}
+	two.environment()
+	two.leave()
+	three := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	_, third := three.until(lease.Active) // with the idle agents
+	three.leave()
+	c := stop()
+	t.Logf("active in %v, the second in %v, with idle agents in %v, left in %v; %d requests, %d lost", first, second, third, left, c.original, len(c.errs))
+	if len(c.errs) > 0 || c.handler > 0 || c.original < 20 {
+		t.Errorf("%d requests, %d to the handler, lost: %v", c.original, c.handler, c.errs)
+	}
+	if after := r.restarts(); after != before {
+		t.Errorf("pods before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// An ingest is accepted where Pod Security `restricted` accepted the app.
+func TestClusterIngestRestricted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, "restricted")
+	r.workload("Deployment", 1, restricted)
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	if st, _ := b.until(lease.Active); st.Method != lease.Ephemeral {
+		t.Errorf("status %+v", st)
+	}
+	b.environment()
+	b.leave()
+}
+
+func restricted(p *corev1.PodSpec) {
+	yes, no, user := true, false, int64(1234)
+	p.SecurityContext = &corev1.PodSecurityContext{RunAsNonRoot: &yes, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
+	p.Containers[0].SecurityContext = &corev1.SecurityContext{RunAsUser: &user, AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}}
+}
+
+func testIntercept(t *testing.T, kind string, replicas int32, mutate ...func(*corev1.PodSpec)) {
+	t.Helper()
+	t.Parallel()
+	r := newRig(t)
+	dst := r.workload(kind, replicas, mutate...)
+	before := r.restarts()
+	stop := r.loop(dst)
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: kind, Ports: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, true)
+	st, first := b.until(lease.Active)
+	if st.Method != lease.Ephemeral || len(st.Pods) != int(replicas) {
+		t.Errorf("status %+v", st)
+	}
+	for range 50 { // at once, and all
+		if got, err := r.get(t.Context(), dst); err != nil || !strings.Contains(got, r.handler) {
+			t.Fatalf("active, but %q, %v", got, err)
+		}
+	}
+	// Another one on the same port is refused, and named its holder.
+	o := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: kind, Ports: []lease.Port{{Container: 8080, Protocol: "TCP"}}}, true)
+	if st, _ := o.until(lease.Failed); !strings.Contains(st.Error, "8080/TCP") || !strings.Contains(st.Error, "intercepted by test") {
+		t.Errorf("conflict: %s", st.Error)
+	}
+	o.leave()
+	time.Sleep(3 * time.Second) // several of kubelet's probes
+	left := b.leave()
+	for range 50 {
+		if got, err := r.get(t.Context(), dst); err != nil || strings.Contains(got, r.handler) {
+			t.Fatalf("left, but %q, %v", got, err)
+		}
+	}
+	again := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: kind, Ports: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, true)
+	_, second := again.until(lease.Active)
+	again.leave()
+	c := stop()
+	t.Logf("active in %v, again in %v, left in %v; %d requests to the app, %d to the handler, %d lost", first, second, left, c.original, c.handler, len(c.errs))
+	if len(c.errs) > 0 || c.handler < 20 || c.original < 10 {
+		t.Errorf("%d requests, %d to the handler, lost: %v", c.original, c.handler, c.errs)
+	}
+	if after := r.restarts(); after != before {
+		t.Errorf("pods before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func TestClusterIntercept(t *testing.T)             { testIntercept(t, "Deployment", 1) }
+func TestClusterInterceptFourReplicas(t *testing.T) { testIntercept(t, "Deployment", 4) }
+func TestClusterInterceptStatefulSet(t *testing.T)  { testIntercept(t, "StatefulSet", 2) }
+
+// The app runs as a user of its own, is probed by HTTP, and its agent becomes that user.
+func TestClusterInterceptProbedByHTTP(t *testing.T) {
+	testIntercept(t, "ReplicaSet", 2, func(p *corev1.PodSpec) {
+		user := int64(1234)
+		p.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user}
+		probe := &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("http")}}}
+		p.Containers[0].ReadinessProbe, p.Containers[0].LivenessProbe = probe, probe
+	})
+}
