@@ -100,6 +100,9 @@ func runCommand(dc command.Cli) *cobra.Command {
 // rules looks at the flags as Docker parsed them, so that -itd is found and a -d
 // behind the image is not.
 func rules(cmd *cobra.Command, handler bool) error {
+	if f := cmd.Flags().Lookup("rm"); f != nil && f.Changed && f.Value.String() == "false" {
+		return errors.New("--rm=false is not possible: the container is removed when it ends, with what it has of the connection")
+	}
 	implied := map[string]string{"rm": "true"}
 	if handler {
 		if d, err := cmd.Flags().GetBool("detach"); err == nil && d {

@@ -83,6 +83,7 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"-itd", scratch}, "--detach"},
 		{[]string{"--detach", scratch}, "--detach"},
+		{[]string{"--rm=false", scratch}, "--rm=false"},
 		{[]string{"--no-such-flag", scratch}, "--no-such-flag"},
 		{[]string{"-i"}, "no image"},
 		{[]string{"--restart", "always", scratch}, "conflicting options"},

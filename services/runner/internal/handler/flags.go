@@ -33,7 +33,7 @@ type refusal struct {
 // and with one endpoint named "default"; neither counts as given. Ports that
 // an image declares with EXPOSE are not in here at all: the engine adds them later.
 func refusals() []refusal {
-	const ownNetwork = "the handler lives in the network of the connection's daemon container"
+	const ownNetwork = "the container lives in the network of the connection's daemon container"
 	return []refusal{
 		{"--network host", mode(container.NetworkMode.IsHost), ownNetwork + ", which is how it reaches the cluster and not this machine: its ports can be published (-p)"},
 		{"--network none", mode(container.NetworkMode.IsNone), ownNetwork + ", which is how it reaches the cluster"},
@@ -46,7 +46,7 @@ func refusals() []refusal {
 		}), "an address is one in a network: say in which (--network NAME)"},
 		{"--mac-address", func(a args) bool {
 			return mac(a) && len(a.named()) == 0 || defaultEndpoint(func(e *network.EndpointSettings) bool { return e.MacAddress != "" })(a)
-		}, "it is the address of an interface, which the handler shares: say in which network (--network NAME)"},
+		}, "it is the address of an interface, which the container shares: say in which network (--network NAME)"},
 		{"--network gw-priority=", namedEndpoint(func(e *network.EndpointSettings) bool { return e.GwPriority != 0 }), "the default route is the connection's, which reaches the cluster by it"},
 		{"--link", func(a args) bool { return len(a.host.Links) > 0 && len(a.named()) == 0 }, "a link is one in a network: say in which (--network NAME), where names work without one"},
 		{"--hostname", func(a args) bool { return a.cfg.Hostname != "" }, "the host name is the daemon container's: give it to ctl connect --hostname"},
@@ -55,7 +55,7 @@ func refusals() []refusal {
 		{"--dns-search", func(a args) bool { return len(a.host.DNSSearch) > 0 }, "names are resolved by the connection, which is how cluster names work"},
 		{"--dns-option", func(a args) bool { return len(a.host.DNSOptions) > 0 }, "names are resolved by the connection, which is how cluster names work"},
 		{"--add-host", func(a args) bool { return len(a.host.ExtraHosts) > 0 }, "the hosts file is the daemon container's: mount one of your own (-v FILE:/etc/hosts)"},
-		{"--restart", func(a args) bool { return !a.host.RestartPolicy.IsNone() && a.host.RestartPolicy.Name != "" }, "the container is removed when it ends (--rm), which is what ends its engagement"},
+		{"--restart", func(a args) bool { return !a.host.RestartPolicy.IsNone() && a.host.RestartPolicy.Name != "" }, "the container is removed when it ends (--rm), with what it has of the connection"},
 	}
 }
 
