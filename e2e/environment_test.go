@@ -1,0 +1,163 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"berth.dev/e2e/rig"
+)
+
+// An env file says what the handler's environment is, may be read by its owner
+// only, and is gone with the engagement: also when ctl is killed.
+func TestEnvFile(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	dir := t.TempDir()
+	shell, object := filepath.Join(dir, "env.sh"), filepath.Join(dir, "env.json")
+	p := ctl.Start(t, "replace", "frontend-v1", "--env-file", shell, "--env-syntax", "sh:export", "--env-json", object, "--docker-run", "--", probeImage)
+	answers(t, time.Minute, "probe")
+
+	var handler []string
+	if err := json.Unmarshal([]byte(rig.Docker(t, "inspect", "-f", "{{json .Config.Env}}", handlerOf(t, "frontend-v1"))[0]), &handler); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	for _, e := range handler {
+		k, v, _ := strings.Cut(e, "=")
+		want[k] = v
+	}
+	delete(want, "PATH") // the image's
+	b, err := os.ReadFile(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]string
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range want {
+		if got[k] != v {
+			t.Errorf("%s is %q in the file, %q in the handler", k, got[k], v)
+		}
+	}
+	if len(got) != len(want) || got["MULTI_LINE"] != "first\nsecond\nthird" || got["API_TOKEN"] != "not-so-secret-canary" {
+		t.Errorf("%d variables in the file, %d in the handler: %v", len(got), len(want), got)
+	}
+	out, err := exec.Command("sh", "-c", `. "$1"; printf %s "$MULTI_LINE|$BACKEND_URL"`, "sh", shell).Output()
+	if err != nil || string(out) != "first\nsecond\nthird|http://backend" {
+		t.Errorf("sh reads %q, %v", out, err)
+	}
+	for _, f := range []string{shell, object} {
+		if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", f, info, err)
+		}
+	}
+	if err := p.Signal(os.Kill); err != nil {
+		t.Fatal(err)
+	}
+	rig.Eventually(t, 10*time.Second, "the files are gone", func(context.Context) (bool, string) {
+		left, err := os.ReadDir(dir)
+		return err == nil && len(left) == 0, dir
+	})
+	restored(t)
+	// What a form cannot hold is told, and undone.
+	refused(t, ctl, 1, []string{"MULTI_LINE", "several lines", "--env-syntax sh"}, "replace", "frontend-v1", "--env-file", shell, "--docker-run", "--", probeImage)
+	restored(t)
+}
+
+// A command of this machine stands in: it has the environment, gets the traffic,
+// and its exit code is ctl's.
+func TestLocalCommand(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	probe := filepath.Join(t.TempDir(), "probe")
+	if err := command(t.Context(), "go", "build", "-trimpath", "-o", probe, "./probe"); err != nil {
+		t.Fatal(err)
+	}
+	r := ctl.Run(t, "replace", "frontend-v1", "--", "sh", "-c", `[ "$API_TOKEN" = not-so-secret-canary ] && [ -z "$BERTH_ROOT" ] && exit 5`)
+	if r.Code != 5 {
+		t.Errorf("want the command's exit code 5: %v", r)
+	}
+	restored(t)
+
+	p := ctl.Start(t, "replace", "frontend-v1", "--", probe, "serve", ":8080")
+	body := answers(t, time.Minute, "probe")
+	for _, want := range []string{"API_TOKEN", "MULTI_LINE", "BERTH_ENGAGEMENT_ID"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the command's environment lacks %s", want)
+		}
+	}
+	ctl.Must(t, "leave", "frontend-v1")
+	if r := p.Wait(t, time.Minute); !strings.Contains(r.Stderr, "8080/TCP comes to the command at") {
+		t.Errorf("it is not said where the command has to listen: %v", r)
+	}
+	restored(t)
+	if left, _ := exec.Command("pgrep", "-f", probe).Output(); len(left) > 0 {
+		t.Errorf("the command still runs: %s", left)
+	}
+}
+
+// Until the handler is ready the workload's own pods answer; one that never is
+// has diverted nothing.
+func TestWait(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	dir := t.TempDir()
+	const image = "berth-e2e-health"
+	dockerfile := "FROM " + probeImage + "\nHEALTHCHECK --interval=1s --retries=2 --start-period=0s CMD [\"/probe\", \"exit\", \"1\"]\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	rig.Docker(t, "build", "-q", "-t", image, dir)
+	t.Cleanup(func() { rig.Docker(t, "rmi", "-f", image) })
+	for _, c := range []struct {
+		name string
+		want []string
+		args []string
+	}{
+		{"never listens", []string{"nobody listens on 8080/TCP", "--wait none"}, []string{"--wait-limit", "3s", "--docker-run", "--", probeImage, "serve", ":9999"}},
+		{"unhealthy", []string{"unhealthy", "HEALTHCHECK"}, []string{"--wait", "healthy", "--docker-run", "--", image}},
+		{"a command that never listens", []string{"nobody listens on 8080/TCP"}, []string{"--wait-limit", "2s", "--", "sleep", "60"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			stop := ask(t)
+			refused(t, ctl, 1, c.want, append([]string{"replace", "frontend-v1"}, c.args...)...)
+			restored(t)
+			for body := range stop() {
+				if !strings.HasPrefix(body, "frontend v1\n") {
+					t.Errorf("answered meanwhile: %s", body)
+				}
+			}
+		})
+	}
+}
+
+// ask asks for the frontend inside the cluster, again and again, until stop
+// returns the different answers, errors among them.
+func ask(t *testing.T) (stop func() map[string]int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan map[string]int, 1)
+	go func() {
+		all := map[string]int{}
+		for ctx.Err() == nil {
+			body, err := cluster.Get(ctx, "http://frontend-v1")
+			if ctx.Err() != nil {
+				break
+			}
+			if err != nil {
+				body = "error: " + err.Error()
+			}
+			first, _, _ := strings.Cut(body, "\n")
+			all[first+"\n"]++
+		}
+		done <- all
+	}()
+	return func() map[string]int { cancel(); return <-done }
+}
