@@ -24,7 +24,7 @@ func TestEnvFile(t *testing.T) {
 	answers(t, time.Minute, "probe")
 
 	var handler []string
-	if err := json.Unmarshal([]byte(rig.Docker(t, "inspect", "-f", "{{json .Config.Env}}", handlerOf(t, "frontend-v1"))[0]), &handler); err != nil {
+	if err := json.Unmarshal([]byte(strings.Join(rig.Docker(t, "inspect", "-f", "{{json .Config.Env}}", handlerOf(t, "frontend-v1")), " ")), &handler); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{}
@@ -80,7 +80,7 @@ func TestLocalCommand(t *testing.T) {
 	if err := command(t.Context(), "go", "build", "-trimpath", "-o", probe, "./probe"); err != nil {
 		t.Fatal(err)
 	}
-	r := ctl.Run(t, "replace", "frontend-v1", "--", "sh", "-c", `[ "$API_TOKEN" = not-so-secret-canary ] && [ -z "$BERTH_ROOT" ] && exit 5`)
+	r := ctl.Run(t, "replace", "frontend-v1", "--", "sh", "-c", `[ "$API_TOKEN" = not-so-secret-canary ] && [ "$BERTH_ROOT" != / ] && exit 5`)
 	if r.Code != 5 {
 		t.Errorf("want the command's exit code 5: %v", r)
 	}
@@ -94,8 +94,8 @@ func TestLocalCommand(t *testing.T) {
 		}
 	}
 	ctl.Must(t, "leave", "frontend-v1")
-	if r := p.Wait(t, time.Minute); !strings.Contains(r.Stderr, "8080/TCP comes to the command at") {
-		t.Errorf("it is not said where the command has to listen: %v", r)
+	if r := p.Wait(t, time.Minute); r.Code != 143 || !strings.Contains(r.Stderr, "8080/TCP comes to the command at") {
+		t.Errorf("want the command's exit code 143, and where it has to listen: %v", r)
 	}
 	restored(t)
 	if left, _ := exec.Command("pgrep", "-f", probe).Output(); len(left) > 0 {
@@ -110,7 +110,7 @@ func TestWait(t *testing.T) {
 	connect(t, ctl)
 	dir := t.TempDir()
 	const image = "berth-e2e-health"
-	dockerfile := "FROM " + probeImage + "\nHEALTHCHECK --interval=1s --retries=2 --start-period=0s CMD [\"/probe\", \"exit\", \"1\"]\n"
+	dockerfile := "FROM " + probeImage + "\nHEALTHCHECK --interval=1s --retries=2 CMD [\"/probe\", \"exit\", \"1\"]\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -38,11 +38,12 @@ type None struct{}
 // The commands.
 var (
 	// ---- connector: the public API ----
-	ConnectionOpen  = Spec[OpenConnection, Accepted]{Service: subject.Connector, Verb: "connection-open"}
-	ConnectionClose = Spec[CloseConnection, Accepted]{Service: subject.Connector, Verb: "connection-close"}
-	EngagementOpen  = Spec[OpenEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-open"}
-	EngagementClose = Spec[CloseEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-close"}
-	StateGet        = Spec[None, State]{Service: subject.Connector, Verb: "state-get"}
+	ConnectionOpen   = Spec[OpenConnection, Accepted]{Service: subject.Connector, Verb: "connection-open"}
+	ConnectionClose  = Spec[CloseConnection, Accepted]{Service: subject.Connector, Verb: "connection-close"}
+	EngagementOpen   = Spec[OpenEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-open"}
+	EngagementClose  = Spec[CloseEngagement, Accepted]{Service: subject.Connector, Verb: "engagement-close"}
+	StateGet         = Spec[None, State]{Service: subject.Connector, Verb: "state-get"}
+	EngagementSwitch = Spec[SwitchHandler, Accepted]{Service: subject.Connector, Verb: "engagement-switch"}
 	// EngagementEnvironment is how values of the environment reach who holds the
 	// engagement: in the reply, and nowhere else.
 	EngagementEnvironment = Spec[EngagementRef, Environment]{Service: subject.Connector, Verb: "engagement-environment"}
@@ -67,12 +68,14 @@ var (
 	BuildCancel = Spec[BuildRef, Accepted]{Service: subject.Builder, Verb: "build-cancel"}
 
 	// ---- vif ----
-	TunnelOpen  = Spec[OpenTunnel, Accepted]{Service: subject.VIF, Verb: "tunnel-open", PerConnection: true}
-	Credentials = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
-	VIFState    = Spec[None, VIFStatus]{Service: subject.VIF, Verb: "state", PerConnection: true}
-	Engage      = Spec[EngageHandler, Accepted]{Service: subject.VIF, Verb: "engage", PerConnection: true}
-	Listening   = Spec[AskListening, ListeningPorts]{Service: subject.VIF, Verb: "listening", PerConnection: true}
-	Disengage   = Spec[EngagementRef, Accepted]{Service: subject.VIF, Verb: "disengage", PerConnection: true}
+	TunnelOpen   = Spec[OpenTunnel, Accepted]{Service: subject.VIF, Verb: "tunnel-open", PerConnection: true}
+	Credentials  = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
+	VIFState     = Spec[None, VIFStatus]{Service: subject.VIF, Verb: "state", PerConnection: true}
+	Engage       = Spec[EngageHandler, Accepted]{Service: subject.VIF, Verb: "engage", PerConnection: true}
+	Listening    = Spec[AskListening, ListeningPorts]{Service: subject.VIF, Verb: "listening", PerConnection: true}
+	EngagePause  = Spec[PauseEngagement, PausedEngagement]{Service: subject.VIF, Verb: "engage-pause", PerConnection: true}
+	EngageResume = Spec[EngagementRef, Accepted]{Service: subject.VIF, Verb: "engage-resume", PerConnection: true}
+	Disengage    = Spec[EngagementRef, Accepted]{Service: subject.VIF, Verb: "disengage", PerConnection: true}
 )
 
 // OpenConnection asks for a connection. Kubeconfig is the JSON of a kubeconfig
@@ -273,6 +276,17 @@ type StopDaemon struct {
 	Connection string `json:"connection"`
 }
 
+// SwitchHandler puts another handler in the place of an active engagement's: new
+// connections wait, the old handler may finish what is under way and is stopped,
+// the new one is created and started as with OpenEngagement, and when it is
+// ready the connections go to it. HandlerSwitched tells of it, or SwitchFailed:
+// then no handler runs and connections go on waiting, until the command is given
+// again or the engagement ends.
+type SwitchHandler struct {
+	Engagement string  `json:"engagement"` // id
+	Handler    Handler `json:"handler"`
+}
+
 // CheckHandler asks whether a handler could be created: image present, name
 // free or held by a dead container of ours, flags honourable beside a shared
 // network. It changes nothing but removing such a dead container.
@@ -284,6 +298,9 @@ type CheckHandler struct {
 	// handler publishes, until HandlerStop: a busy one is found before the cluster
 	// is touched, and cannot be taken in between.
 	Engagement string `json:"engagement,omitempty"`
+	// Again: it is to take the place of Engagement's handler, whose ports and name
+	// it gets when that has ended.
+	Again bool `json:"again,omitempty"`
 	// Ports are those that the handler is to listen on: no two handlers of a
 	// connection can have the same one, since they share a network.
 	Ports []event.Port `json:"ports,omitempty"`
@@ -313,7 +330,8 @@ type CheckedHandler struct {
 type CreateHandler struct {
 	Engagement string            `json:"engagement"`
 	Connection string            `json:"connection"`
-	Name       string            `json:"name"` // automatic name
+	Again      bool              `json:"again,omitempty"` // the engagement's earlier handler has ended
+	Name       string            `json:"name"`            // automatic name
 	Handler    Handler           `json:"handler"`
 	Env        [][]byte          `json:"env,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
@@ -455,4 +473,19 @@ type AskListening struct {
 // another machine cannot be told, and are not among them.
 type ListeningPorts struct {
 	Missing []event.Port `json:"missing"`
+}
+
+// PauseEngagement makes new connections of an engagement wait, until
+// EngageResume or for Millis at most. It may be repeated, and tells each time
+// how many are still under way.
+type PauseEngagement struct {
+	Engagement string `json:"engagement"`
+	Millis     int64  `json:"millis"`
+}
+
+// PausedEngagement is the reply: Busy are the open connections on which
+// something was sent or received a moment ago.
+type PausedEngagement struct {
+	Open int `json:"open"`
+	Busy int `json:"busy"`
 }

@@ -260,6 +260,22 @@ type HandlerReady struct {
 	Millis int64  `json:"millis"` // since the handler was started
 }
 
+// HandlerSwitched: another handler has taken the place of the engagement's, and
+// every connection from here on goes to it.
+type HandlerSwitched struct {
+	Container   string `json:"container"`
+	ContainerID string `json:"containerID"`
+	Image       string `json:"image"`  // ID
+	Millis      int64  `json:"millis"` // for which new connections had to wait
+}
+
+// SwitchFailed: the handler that was to take the place did not come about, was
+// not ready in time or has ended. No handler runs; new connections wait.
+type SwitchFailed struct {
+	Error    fault.Error `json:"error"`
+	ExitCode *int        `json:"exitCode,omitempty"`
+}
+
 // HandlerExited: the handler's container has ended.
 type HandlerExited struct {
 	Container   string `json:"container"`

@@ -7,7 +7,7 @@ import "berth.dev/bus/subject"
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
-		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
@@ -111,6 +111,16 @@ func (HandlerStarted) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (HandlerReady) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Connector, "handler-ready"
+}
+
+// Fact implements Data.
+func (HandlerSwitched) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Connector, "handler-switched"
+}
+
+// Fact implements Data.
+func (SwitchFailed) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Connector, "switch-failed"
 }
 
 // Fact implements Data.

@@ -4,6 +4,8 @@
 //
 //	probe serve [ADDR]              HTTP: first line "probe", then the environment's names
 //	probe exit CODE                 ends with that code
+//	probe file FILE                 HTTP: the file as it was at the start; one that says "exit" ends it
+//	probe load URL DURATION         asks again and again, five at once, and prints "UNIXNANO answer" of each
 //	probe stubborn                  ignores every signal that can be ignored
 //	probe get URL                   prints an HTTP answer
 //	probe refused ADDR              a connection to ADDR is refused
@@ -32,6 +34,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -67,6 +70,10 @@ func run(args []string) error {
 			return err
 		}
 		os.Exit(n)
+	case "file":
+		return file(arg(1))
+	case "load":
+		return load(arg(1), arg(2))
 	case "stubborn":
 		signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		fmt.Println("stubborn")
@@ -137,6 +144,63 @@ func serve(addr string) error {
 	})
 	fmt.Println("serving on", addr)
 	return http.ListenAndServe(addr, nil)
+}
+
+// file heeds SIGTERM as servers do.
+func file(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(string(text)) == "exit" {
+		return errors.New("told to exit")
+	}
+	srv := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(text) })}
+	term, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(term, func() { _ = srv.Shutdown(context.Background()) })
+	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// load has four askers that make a connection for each request, and one that
+// keeps its own.
+func load(url, duration string) error {
+	d, err := time.ParseDuration(duration)
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(d)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range 5 {
+		wg.Go(func() {
+			client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: i < 4}}
+			for time.Now().Before(end) {
+				start := time.Now().UnixNano()
+				line := "error: "
+				resp, err := client.Get(url)
+				if err == nil {
+					var b []byte
+					if b, err = io.ReadAll(resp.Body); err == nil {
+						line, _, _ = strings.Cut(string(b), "\n")
+					}
+					resp.Body.Close()
+				}
+				if err != nil {
+					line += err.Error()
+				}
+				mu.Lock()
+				fmt.Println(start, line)
+				mu.Unlock()
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	wg.Wait()
+	return nil
 }
 
 func get(ctx context.Context, url string) error {

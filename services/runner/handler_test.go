@@ -403,3 +403,47 @@ func TestVolumesComeAndGoWithTheHandler(t *testing.T) {
 		t.Errorf("volumes are left: %+v", v[0])
 	}
 }
+
+// Another handler takes the place of an engagement's, under the same name, once
+// that has ended; connector tells them apart by their containers.
+func TestHandlerAgain(t *testing.T) {
+	r := start(t)
+	c := r.connection()
+	req := r.create(c, "wait")
+	first := r.started(req)
+	bustest.Wait[event.HandlerStarted](t, r.conn, req.Engagement)
+	ref := command.EngagementRef{Engagement: req.Engagement}
+	if h := call(t, r.conn, command.HandlerHealth, ref); !h.Running || h.Health != "" {
+		t.Errorf("health %+v of one without HEALTHCHECK", h)
+	}
+	again := req
+	again.Again = true
+	refused(t, r.conn, command.HandlerCreate, again, fault.FailedPrecondition, "has not ended")
+	check := command.CheckHandler{Connection: c, Handler: req.Handler, Name: req.Name}
+	refused(t, r.conn, command.HandlerCheck, check, fault.AlreadyExists, "is taken")
+	check.Engagement, check.Again = req.Engagement, true
+	call(t, r.conn, command.HandlerCheck, check)
+
+	for !call(t, r.conn, command.HandlerStop, ref).Already {
+	}
+	call(t, r.conn, command.HandlerCreate, again)
+	var made []event.HandlerCreated
+	until(t, "the next one is created", func() bool {
+		made = nil
+		bustest.Collect(t, r.conn, subject.Engagement, req.Engagement, func(e event.Envelope) bool {
+			if f, ok := event.Decode[event.HandlerCreated](e); ok {
+				made = append(made, f)
+			}
+			return len(made) == 2
+		})
+		return len(made) == 2
+	})
+	if made[1].ContainerID == first.ContainerID || made[1].Container != first.Container {
+		t.Errorf("created %+v after %+v", made[1], first)
+	}
+	call(t, r.conn, command.HandlerStart, ref)
+	bustest.Collect(t, r.conn, subject.Engagement, req.Engagement, func(e event.Envelope) bool {
+		f, ok := event.Decode[event.HandlerStarted](e)
+		return ok && f.ContainerID == made[1].ContainerID
+	})
+}

@@ -112,6 +112,28 @@ func plainPath(err error) error {
 // the ignore file itself are always in it: the engine reads them, and takes them
 // out again where they are ignored.
 func (s *source) list() ([]buildstream.Entry, error) {
+	verdict, err := s.sieve()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := buildstream.List(s.dir, verdict)
+	if err != nil {
+		return nil, fault.New(fault.FailedPrecondition, "", "%v", err)
+	}
+	if s.outside == "" {
+		return entries, nil
+	}
+	info, err := os.Stat(s.outside)
+	if err != nil {
+		return nil, fault.New(fault.NotFound, "", "the Dockerfile %s: %v", s.outside, plainPath(err))
+	}
+	first := buildstream.Entry{Path: ".dockerfile." + strings.ToLower(rand.Text()[:20]), Mode: info.Mode(), Size: info.Size(), MTime: info.ModTime().UnixNano(), Outside: true}
+	return append([]buildstream.Entry{first}, entries...), nil
+}
+
+// sieve says of each path of the context, directories before what is in them,
+// what becomes of it.
+func (s *source) sieve() (func(path string, dir bool) (buildstream.Verdict, error), error) {
 	patterns, err := s.ignored()
 	if err != nil {
 		return nil, err
@@ -125,7 +147,7 @@ func (s *source) list() ([]buildstream.Entry, error) {
 		always[s.dockerfile], always[s.dockerfile+".dockerignore"] = true, true
 	}
 	infos := map[string]patternmatcher.MatchInfo{}
-	entries, err := buildstream.List(s.dir, func(path string, dir bool) (buildstream.Verdict, error) {
+	return func(path string, dir bool) (buildstream.Verdict, error) {
 		if len(patterns) == 0 || always[path] {
 			return buildstream.Keep, nil
 		}
@@ -147,19 +169,7 @@ func (s *source) list() ([]buildstream.Entry, error) {
 			return buildstream.Look, nil // something below may be kept all the same
 		}
 		return buildstream.Skip, nil
-	})
-	if err != nil {
-		return nil, fault.New(fault.FailedPrecondition, "", "%v", err)
-	}
-	if s.outside == "" {
-		return entries, nil
-	}
-	info, err := os.Stat(s.outside)
-	if err != nil {
-		return nil, fault.New(fault.NotFound, "", "the Dockerfile %s: %v", s.outside, plainPath(err))
-	}
-	first := buildstream.Entry{Path: ".dockerfile." + strings.ToLower(rand.Text()[:20]), Mode: info.Mode(), Size: info.Size(), MTime: info.ModTime().UnixNano(), Outside: true}
-	return append([]buildstream.Entry{first}, entries...), nil
+	}, nil
 }
 
 func holds(dir string, paths map[string]bool) bool {

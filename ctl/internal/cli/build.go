@@ -17,6 +17,7 @@ type buildFlags struct {
 	context string
 	debug   string
 	options each
+	watch   bool
 }
 
 // each is a repeatable flag whose values may have commas in them.
@@ -37,6 +38,7 @@ func (e *each) Set(s string) error {
 func (b *buildFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&b.context, "docker-build", "", "build the handler's image from `CONTEXT` (directory, Dockerfile, URL, or - for a tar on stdin) and run it; IMAGE behind -- stands for it")
 	fs.StringVar(&b.debug, "docker-debug", "", "the same with `CONTEXT`, for a debugger: ptrace is allowed")
+	fs.BoolVar(&b.watch, "watch", false, "with --docker-build or --docker-debug: when CONTEXT changes, build again and switch to the new handler without a refused connection")
 	b.optionsTo(fs)
 }
 
@@ -51,31 +53,48 @@ func debugArgs() []string {
 	return []string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE"}
 }
 
+// watchArgs: what was under way is over when the old handler is told to end, and
+// connections wait for the next one. The user's own --stop-timeout comes later, and counts.
+func watchArgs() []string { return []string{"--stop-timeout", "2"} }
+
 // check looks at the arguments before anything is built.
 func (b *buildFlags) check(args []string) error {
-	_, err := handlerrun.WithImage(args, handlerrun.Placeholder)
-	return err
+	args, err := handlerrun.WithImage(args, handlerrun.Placeholder)
+	if err != nil || !b.watch {
+		return err
+	}
+	if tty, err := handlerrun.Interactive(args); tty || err != nil {
+		return fault.New(fault.InvalidArgument, "-- [docker run flags] IMAGE [args]", "a handler that is watched has no terminal and no standard input (-i, -t): it is another one after each change")
+	}
+	return nil
+}
+
+// from is the context.
+func (b *buildFlags) from() string {
+	if b.debug != "" {
+		return b.debug
+	}
+	return b.context
 }
 
 // built builds, and returns the arguments of docker run with the image's ID in
-// the place of IMAGE.
-func (a *App) built(ctx context.Context, s *session, b *buildFlags, engagement string, args []string) ([]string, error) {
-	from := b.context
-	if b.debug != "" {
-		from = b.debug
-	}
-	id, err := build.Build(ctx, build.Options{
-		Workspace: s.ws, Conn: s.conn, Context: from, Options: b.options, Engagement: engagement,
+// the place of IMAGE, and that ID.
+func (a *App) built(ctx context.Context, s *session, b *buildFlags, engagement string, args []string) (run []string, id string, err error) {
+	id, err = build.Build(ctx, build.Options{
+		Workspace: s.ws, Conn: s.conn, Context: b.from(), Options: b.options, Engagement: engagement,
 		Stdin: a.Stdin, Stderr: a.Stderr, See: a.print.Fact, Quiet: a.print.JSON,
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	out, err := handlerrun.WithImage(args, id)
+	run, err = handlerrun.WithImage(args, id)
 	if err == nil && b.debug != "" {
-		out = append(debugArgs(), out...)
+		run = append(debugArgs(), run...)
 	}
-	return out, err
+	if b.watch {
+		run = append(watchArgs(), run...)
+	}
+	return run, id, err
 }
 
 func (a *App) buildCommand() *usage.Command {

@@ -100,6 +100,8 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 		return fault.New(fault.InvalidArgument, help, "at most one of --docker-run, --docker-build and --docker-debug can be given")
 	case f.build.given():
 		return f.build.check(l.After)
+	case f.build.watch:
+		return fault.New(fault.InvalidArgument, help, "--watch is of use with --docker-build or --docker-debug only")
 	case len(f.build.options) > 0:
 		return fault.New(fault.InvalidArgument, help, "--docker-build-opt is of use with --docker-build or --docker-debug only")
 	case f.dockerRun && len(l.After) == 0:

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"flag"
+	"strings"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
@@ -74,9 +75,12 @@ func (h *handling) environment(ctx context.Context, f *envFlags) ([][]byte, erro
 		if w.path == "" {
 			continue
 		}
-		text, err := envfile.Format(w.syntax, rep.Env)
+		text, omitted, err := envfile.Format(w.syntax, rep.Env)
 		if err != nil {
 			return nil, err
+		}
+		if len(omitted) > 0 {
+			h.app.print.Notice("ctl: not in %s, since the syntax %s has no such names: %s", w.path, w.syntax, strings.Join(omitted, ", "))
 		}
 		if w.path == "-" {
 			if _, err := h.app.Stdout.Write(text); err != nil {

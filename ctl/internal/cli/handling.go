@@ -50,15 +50,26 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 		h.hold(ctx, req, f)
 		return h.wait(ctx)
 	}
+	if f.build.watch {
+		return h.watch(ctx, req, f, args)
+	}
 	if f.build.given() {
 		// Nothing of the cluster is touched by a build that fails.
-		if args, err = a.built(ctx, s, &f.build, h.eng.ID(), args); err != nil {
+		if args, _, err = a.built(ctx, s, &f.build, h.eng.ID(), args); err != nil {
 			return err
 		}
 	}
 	restore := saveTerminal(a.Stdin)
 	defer restore()
-	h.container(ctx, req, f, args)
+	h.kill = h.stop
+	r := h.container(ctx, args, func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
+		return h.create(ctx, req, f, spec)
+	})
+	go func() {
+		<-r.done
+		h.code, h.err = r.code, r.err
+		close(h.ran)
+	}()
 	return h.wait(ctx)
 }
 
@@ -86,25 +97,34 @@ type handling struct {
 	endCause  string
 }
 
-// container lets Docker's run command run the handler, with the engagement in
-// the place of the engine's creating and starting.
-func (h *handling) container(ctx context.Context, req command.OpenEngagement, f *engageFlags, args []string) {
-	h.kill = h.stop
+// run is Docker's run command under way.
+type run struct {
+	done chan struct{} // closed when it has returned
+	code int           // from here on: to be read after done
+	err  error
+}
+
+// createFunc stands in for the engine's creating of the container.
+type createFunc func(context.Context, handlerrun.Spec) (id string, warnings []string, err error)
+
+// container lets Docker's run command run a handler, with create and the
+// engagement in the place of the engine's creating and starting.
+func (h *handling) container(ctx context.Context, args []string, create createFunc) *run {
+	r := &run{done: make(chan struct{})}
 	stdout := h.app.Stdout
 	if h.app.print.JSON {
 		stdout = h.app.Stderr // stdout is for the facts
 	}
 	go func() {
-		defer close(h.ran)
-		h.code, h.err = handlerrun.Run(ctx, handlerrun.Options{
+		defer close(r.done)
+		r.code, r.err = handlerrun.Run(ctx, handlerrun.Options{
 			API: h.s.ws.Engine.API, Stdin: h.app.Stdin, Stdout: stdout, Stderr: h.app.Stderr, Args: args, Handler: true,
 		}, handlerrun.Hooks{
-			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
-				return h.create(ctx, req, f, spec)
-			},
-			Start: func(ctx context.Context, _ string) error { return h.run(ctx) },
+			Create: create,
+			Start:  func(ctx context.Context, _ string) error { return h.run(ctx) },
 		})
 	}()
+	return r
 }
 
 // create stands in for the engine's: it opens the engagement.
@@ -341,6 +361,9 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.HandlerReady](e); ok && f.By != command.WaitNone {
 		step("handler ready", "%s", f.By)
+	}
+	if f, ok := event.Decode[event.HandlerSwitched](e); ok {
+		p.Progress("switched to %.19s; connections waited %d ms", f.Image, f.Millis)
 	}
 	if f, ok := event.Decode[event.EngagementActive](e); ok {
 		step("active", "ports %s", ports(f.Ports))

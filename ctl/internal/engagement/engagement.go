@@ -28,6 +28,7 @@ type Session struct {
 	see      func(event.Envelope)
 	prepared chan event.WorkloadPrepared
 	created  chan event.HandlerCreated
+	switched chan Switched
 	active   chan event.EngagementActive
 	ended    chan struct{}
 
@@ -43,6 +44,7 @@ type Session struct {
 func New(conn *bus.Conn, see func(event.Envelope)) *Session {
 	return &Session{
 		conn: conn, id: busclient.NewID("e"), see: see,
+		switched: make(chan Switched, 1),
 		prepared: make(chan event.WorkloadPrepared, 1),
 		created:  make(chan event.HandlerCreated, 1), active: make(chan event.EngagementActive, 1), ended: make(chan struct{}),
 	}
@@ -96,6 +98,43 @@ func (s *Session) Active(ctx context.Context) (event.EngagementActive, error) {
 	return await(ctx, s, s.active, "it became active")
 }
 
+// Switched is how a switch of handlers ended: one of the two is set.
+type Switched struct {
+	To     *event.HandlerSwitched
+	Failed *event.SwitchFailed
+}
+
+// Switch asks for another handler in the place of the engagement's. An error
+// says that it was refused, and that the one there is was not touched.
+func (s *Session) Switch(ctx context.Context, handler command.Handler) error {
+	drop(s.created)
+	drop(s.switched)
+	_, err := bus.Call(ctx, s.conn, command.EngagementSwitch, "", command.SwitchHandler{Engagement: s.id, Handler: handler})
+	return err
+}
+
+// NextCreated is Created for the handler of a switch. Where that fails first,
+// it is a fault; SwitchEnd tells so then too.
+func (s *Session) NextCreated(ctx context.Context) (event.HandlerCreated, error) {
+	select {
+	case o := <-s.switched:
+		offer(s.switched, o)
+		if o.Failed != nil {
+			return event.HandlerCreated{}, &o.Failed.Error
+		}
+	case c := <-s.created:
+		return c, nil
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+	return await(ctx, s, s.created, "the next handler was created")
+}
+
+// SwitchEnd waits until the switch has come about or failed.
+func (s *Session) SwitchEnd(ctx context.Context) (Switched, error) {
+	return await(ctx, s, s.switched, "the handlers were switched")
+}
+
 // await waits for a fact that follow hands over, or the engagement's end.
 func await[T any](ctx context.Context, s *Session, fact <-chan T, what string) (T, error) {
 	var none T
@@ -109,6 +148,14 @@ func await[T any](ctx context.Context, s *Session, fact <-chan T, what string) (
 		return none, fault.New(fault.FailedPrecondition, "ctl status", "the engagement ended before %s", what)
 	case <-ctx.Done():
 		return none, context.Cause(ctx)
+	}
+}
+
+// drop drops what nobody has taken.
+func drop[T any](c <-chan T) {
+	select {
+	case <-c:
+	default:
 	}
 }
 
@@ -134,6 +181,12 @@ func (s *Session) follow(ctx context.Context) {
 		}
 		if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
 			offer(s.prepared, f)
+		}
+		if f, ok := event.Decode[event.HandlerSwitched](e); ok {
+			offer(s.switched, Switched{To: &f})
+		}
+		if f, ok := event.Decode[event.SwitchFailed](e); ok {
+			offer(s.switched, Switched{Failed: &f})
 		}
 		if f, ok := event.Decode[event.EngagementActive](e); ok {
 			offer(s.active, f)

@@ -39,9 +39,9 @@ func entries(vars map[string]string) (env [][]byte) {
 
 func written(t *testing.T, s Syntax, vars map[string]string) []byte {
 	t.Helper()
-	b, err := Format(s, entries(vars))
-	if err != nil {
-		t.Fatal(err)
+	b, omitted, err := Format(s, entries(vars))
+	if err != nil || len(omitted) > 0 {
+		t.Fatal(err, omitted)
 	}
 	return b
 }
@@ -131,17 +131,13 @@ func TestRefused(t *testing.T) {
 		entry, says   string
 		instead, name string
 	}{
-		{Docker, "CERT=secret\nlines", "several lines", "sh", "CERT"},
-		{Docker, "CR=secret\r", "several lines", "sh", "CR"},
-		{Docker, "a b=secret", "space", "json", "a b"},
-		{Docker, "#a=secret", "begins with #", "json", "#a"},
+		{Docker, "CERT=secret\nlines", "several lines", "compose", "CERT"},
+		{Docker, "CR=secret\r", "several lines", "compose", "CR"},
 		{Docker, "BYTES=secret\xff", "not UTF-8", "sh", "BYTES"},
-		{Sh, "my.var=secret", "variable of sh", "compose", "my.var"},
-		{Export, "1st=secret", "variable of sh", "compose", "1st"},
-		{Compose, "a/b=secret", "letters, digits", "json", "a/b"},
+		{Compose, "BYTES=secret\xff", "not UTF-8", "sh", "BYTES"},
 		{JSON, "BYTES=secret\xff", "not UTF-8", "sh", "BYTES"},
 	} {
-		_, err := Format(c.s, [][]byte{[]byte("OK=1"), []byte(c.entry)})
+		_, _, err := Format(c.s, [][]byte{[]byte("OK=1"), []byte(c.entry)})
 		f := fault.From(err)
 		if f == nil || f.Code != fault.FailedPrecondition || !strings.Contains(f.Message, c.says) || !strings.Contains(f.Message, "variable "+c.name+" ") || !strings.HasSuffix(f.Hint, c.instead) {
 			t.Errorf("%s %q: %+v", c.s, c.entry, f)
@@ -153,6 +149,24 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := Parse("csh"); fault.CodeOf(err) != fault.InvalidArgument || !strings.Contains(err.Error(), "sh:export") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A name that a form does not know is left out, and told.
+func TestOmitted(t *testing.T) {
+	for _, c := range []struct {
+		s       Syntax
+		name    string
+		omitted bool
+	}{
+		{Sh, "settings.ini", true}, {Export, "1st", true}, {Sh, "a-b", true}, {Sh, "_a1", false},
+		{Docker, "settings.ini", false}, {Docker, "a b", true}, {Docker, "#a", true},
+		{Compose, "settings.ini", false}, {Compose, "a/b", true}, {JSON, "a b", false},
+	} {
+		text, omitted, err := Format(c.s, [][]byte{[]byte("OK=1"), []byte(c.name + "=x")})
+		if err != nil || (len(omitted) == 1) != c.omitted || strings.Contains(string(text), c.name) == c.omitted || !strings.Contains(string(text), "OK") {
+			t.Errorf("%s %q: omitted %q, %v: %s", c.s, c.name, omitted, err, text)
+		}
 	}
 }
 

@@ -3,7 +3,8 @@
 //
 // A form that cannot hold a value as it is refuses it, naming the variable and
 // never its value: a file that says something else than the container has is
-// worse than none.
+// worse than none. A variable whose name a form does not know (a config map's
+// settings.ini in sh) is left out, and told: its reader could not have it anyway.
 //
 // A file holds secrets, so it lives as long as its engagement: mode 0600, and
 // removed when ctl ends, however it ends; see [Write].
@@ -47,18 +48,24 @@ func Parse(name string) (Syntax, error) {
 	return "", fault.New(fault.InvalidArgument, "--env-syntax sh", "--env-syntax is one of %s, not %q", strings.Join(names, ", "), name)
 }
 
-// Format is env, whose entries are KEY=value, in a form; sorted by key.
-func Format(s Syntax, env [][]byte) ([]byte, error) {
+// Format is env, whose entries are KEY=value, in a form; sorted by key. omitted
+// are the names that the form does not know.
+func Format(s Syntax, env [][]byte) (text []byte, omitted []string, err error) {
 	sorted := slices.Clone(env)
 	slices.SortFunc(sorted, func(a, b []byte) int { return bytes.Compare(key(a), key(b)) })
 	if s == JSON {
-		return object(sorted)
+		text, err = object(sorted)
+		return text, nil, err
 	}
 	var b bytes.Buffer
 	for _, e := range sorted {
 		k, v, _ := strings.Cut(string(e), "=")
-		if why := s.refuses(k, v); why != "" {
-			return nil, fault.New(fault.FailedPrecondition, "--env-syntax "+string(s.instead(k, v)), "the variable %s cannot be written in the syntax %s: %s", k, s, why)
+		if s.lacks(k) {
+			omitted = append(omitted, k)
+			continue
+		}
+		if why := s.refuses(v); why != "" {
+			return nil, nil, fault.New(fault.FailedPrecondition, "--env-syntax "+string(s.instead(v)), "the variable %s cannot be written in the syntax %s: %s", k, s, why)
 		}
 		switch s {
 		case Docker:
@@ -72,7 +79,7 @@ func Format(s Syntax, env [][]byte) ([]byte, error) {
 			fmt.Fprintf(&b, "%s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
 		}
 	}
-	return b.Bytes(), nil
+	return b.Bytes(), omitted, nil
 }
 
 func key(e []byte) []byte {
@@ -86,17 +93,24 @@ func composeEscapes() *strings.Replacer {
 	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "\n", `\n`, "\r", `\r`)
 }
 
-// refuses says why a form cannot hold a variable; "" if it can.
-func (s Syntax) refuses(k, v string) string {
+// lacks reports whether a form has no variable of that name.
+func (s Syntax) lacks(k string) bool {
+	switch s {
+	case Docker:
+		return strings.ContainsAny(k, " \t\v\f\n\r\u0085\u00a0") || strings.HasPrefix(k, "#")
+	case Compose:
+		return strings.ContainsFunc(k, notCompose)
+	case Sh, Export:
+		return !isShell(k)
+	}
+	return false
+}
+
+// refuses says why a form cannot hold a value; "" if it can.
+func (s Syntax) refuses(v string) string {
 	switch {
 	case s == Docker && strings.ContainsAny(v, "\n\r"):
 		return "its value has several lines, which an env file of Docker cannot hold"
-	case s == Docker && (strings.ContainsAny(k, " \t\v\f\n\r\u0085\u00a0") || strings.HasPrefix(k, "#")):
-		return "its name has a space in it, or begins with #"
-	case s == Compose && strings.ContainsFunc(k, notCompose):
-		return "its name has other characters than letters, digits, _, . and -"
-	case (s == Sh || s == Export) && !isShell(k):
-		return "its name is none for a variable of sh"
 	case s != Sh && s != Export && !utf8.ValidString(v):
 		return "its value is not UTF-8"
 	}
@@ -104,13 +118,11 @@ func (s Syntax) refuses(k, v string) string {
 }
 
 // instead is a form that can hold it.
-func (s Syntax) instead(k, v string) Syntax {
-	for _, o := range []Syntax{Sh, Compose, JSON} {
-		if o != s && o.refuses(k, v) == "" {
-			return o
-		}
+func (s Syntax) instead(v string) Syntax {
+	if s == Docker && utf8.ValidString(v) {
+		return Compose
 	}
-	return JSON
+	return Sh
 }
 
 func notCompose(r rune) bool {

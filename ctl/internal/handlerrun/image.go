@@ -1,6 +1,7 @@
 package handlerrun
 
 import (
+	"errors"
 	"io"
 
 	"berth.dev/bus/fault"
@@ -25,6 +26,22 @@ func ImageAt(args []string) (int, error) {
 		return 0, fault.New(fault.InvalidArgument, "docker run --help", "%s: %s", behindDashes, plain(err))
 	}
 	return len(args) - cmd.Flags().NArg(), nil
+}
+
+// Interactive reports whether the arguments of `docker run` ask for a terminal or
+// for standard input.
+func Interactive(args []string) (bool, error) {
+	dc, err := command.NewDockerCli(command.WithOutputStream(io.Discard), command.WithErrorStream(io.Discard))
+	if err != nil {
+		return false, fault.New(fault.Internal, "", "prepare docker run: %v", err)
+	}
+	cmd := runCommand(dc)
+	if err := cmd.ParseFlags(args); err != nil {
+		return false, fault.New(fault.InvalidArgument, "docker run --help", "the arguments behind --: %s", plain(err))
+	}
+	i, ierr := cmd.Flags().GetBool("interactive")
+	t, terr := cmd.Flags().GetBool("tty")
+	return i || t, errors.Join(ierr, terr)
 }
 
 // WithImage is the arguments with the image in the placeholder's place. None at

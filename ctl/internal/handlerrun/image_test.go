@@ -8,6 +8,14 @@ import (
 	"berth.dev/bus/fault"
 )
 
+func TestInteractive(t *testing.T) {
+	for args, want := range map[string]bool{"": false, "IMAGE -it": false, "-it IMAGE": true, "-e -i IMAGE": false, "--rm -i IMAGE sh": true, "--tty IMAGE": true, "-itd IMAGE": true} {
+		if got, err := Interactive(strings.Fields(args)); got != want || err != nil {
+			t.Errorf("%s: %v, %v", args, got, err)
+		}
+	}
+}
+
 func TestWithImage(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"", "sha256:1"},

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/interrupt"
@@ -59,7 +60,10 @@ func (c *Command) Run() (int, error) {
 		if code := ee.ExitCode(); code >= 0 {
 			return code, nil
 		}
-		return interrupt.ExitCode, nil // ended by a signal
+		if ws, ok := ee.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return 128 + int(ws.Signal()), nil // as shells have it
+		}
+		return interrupt.ExitCode, nil
 	}
 	return 0, err
 }

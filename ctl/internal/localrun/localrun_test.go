@@ -15,7 +15,7 @@ func sh(script string) (*Command, *bytes.Buffer) {
 }
 
 func TestRun(t *testing.T) {
-	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, `[ "$GREETING" = hello ]`: 0, "kill -9 $$": 130} {
+	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, `[ "$GREETING" = hello ]`: 0, "kill -9 $$": 137, "kill -INT $$": 130} {
 		c, out := sh(script)
 		if code, err := c.Run(); err != nil || code != want {
 			t.Errorf("%s: %d, %v, want %d: %s", script, code, err, want, out)
@@ -31,7 +31,7 @@ func TestRun(t *testing.T) {
 func TestSignal(t *testing.T) {
 	c, out := sh(`trap 'exit 9' TERM; while :; do sleep 0.05; done`)
 	c.Signal(syscall.SIGKILL)
-	if code, err := c.Run(); err != nil || code != 130 {
+	if code, err := c.Run(); err != nil || code != 137 {
 		t.Errorf("%d, %v: %s", code, err, out)
 	}
 	c.Signal(syscall.SIGTERM) // ended long since

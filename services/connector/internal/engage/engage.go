@@ -43,6 +43,8 @@ const (
 	Started   Stage = "started"
 	Running   Stage = "running"
 	Active    Stage = "active"
+	Switching Stage = "switching" // another handler takes the place of the one there was
+	Vacant    Stage = "vacant"    // that one did not come about
 	Restoring Stage = "restoring"
 	Restored  Stage = "restored"
 	Stopped   Stage = "stopped"
@@ -54,6 +56,8 @@ func (s Stage) Phase() string {
 	switch s {
 	case Started, Running:
 		return "created"
+	case Switching, Vacant:
+		return "active"
 	case Restored, Stopped, Over:
 		return "restoring"
 	}
@@ -80,6 +84,9 @@ const (
 	HandlerReady     On = "handler ready"     // AwaitReady is done
 	HandlerFailed    On = "handler failed"    // fact (runner)
 	HandlerExited    On = "handler exited"    // fact (runner)
+	SwitchAsked      On = "switch asked"      // another handler is to take its place (command)
+	Resumed          On = "resumed"           // the new one has the traffic
+	SwitchFailed     On = "switch failed"     // what leads to that could not be done
 	EndAsked         On = "end asked"         // leave, quit, interrupted, client gone (command, presence)
 	CommandFailed    On = "command failed"    // one of Do could not be done; the connection broke
 	HandlerGone      On = "handler gone"      // the local half of the undoing is done
@@ -97,6 +104,9 @@ const (
 	CreateHandler Do = "runner: handler-create"
 	StartHandler  Do = "runner: handler-start"
 	AwaitReady    Do = "await: handler ready"
+	Pause         Do = "vif: engage-pause"
+	StopOld       Do = "runner: handler-stop, await"
+	Resume        Do = "vif: engage-resume"
 	Divert        Do = "lease: handler=run"
 	Disengage     Do = "vif: disengage"
 	StopHandler   Do = "runner: handler-stop"
@@ -115,6 +125,8 @@ const (
 	SayReady     Say = "handler-ready"
 	SayActive    Say = "active"
 	SayPods      Say = "pods-changed"
+	SaySwitched  Say = "handler-switched"
+	SayVacant    Say = "switch-failed"
 	SayRestoring Say = "restoring"
 	SayEnd       Say = "ended|failed"
 )
@@ -138,6 +150,9 @@ type Input struct {
 	Ports     []event.Port
 	Method    string
 	Container string
+	ID        string // of the container
+	Image     string // of a SwitchAsked
+	Mode      If     // of a SwitchAsked
 	By        string // what HandlerReady was told by
 	ExitCode  int
 	Cause     string
@@ -159,10 +174,19 @@ type State struct {
 	Started   bool   // the handler's process ran
 	StartedAt time.Time
 	By        string // what was waited for
-	ExitCode  *int
-	Cause     string
-	Error     *fault.Error // makes the end a failure
-	now       time.Time
+	HandlerID string // of the handler's container; empty: none is there
+	Old       string // that whose place was taken last
+	Image     string // after a switch
+	Asked     time.Time
+	// Generation counts switches, also those that failed: what belongs to
+	// another one is not done any more.
+	Generation int
+	Vacancy    *fault.Error // why a switch failed
+	VacantExit *int
+	ExitCode   *int
+	Cause      string
+	Error      *fault.Error // makes the end a failure
+	now        time.Time
 }
 
 // Begin is the state of an engagement that has just been accepted.
@@ -174,6 +198,9 @@ func Begin(id string, r event.EngagementRequested, mode If, ports []event.Port, 
 // none) and the commands. An input for which the table has no row returns s
 // and known false; still, what it tells of the handler's end is kept.
 func (s State) Next(in Input) (next State, say Say, do []Do, known bool) {
+	if in.On == HandlerExited && in.ID != "" && in.ID == s.Old {
+		return s, Nothing, nil, false // it had to, for another to take its place
+	}
 	next = s.learn(in)
 	for _, r := range Table {
 		if r.matches(s, in.On) {
@@ -200,12 +227,30 @@ func (s State) learn(in Input) State {
 			s.Method = in.Method
 		}
 	case HandlerCreated:
-		s.Handler = in.Container
+		s.Handler, s.HandlerID = in.Container, in.ID
+	case SwitchAsked:
+		if s.Stage != Active && s.Stage != Vacant {
+			return s
+		}
+		s.Old, s.HandlerID, s.Handler, s.Started = s.HandlerID, "", "", false
+		s.Image, s.Mode, s.Generation = in.Image, in.Mode, s.Generation+1
+		if s.Stage == Active { // who tries again has had them wait since
+			s.Asked = in.At
+		}
 	case HandlerStarted:
 		s.Started, s.StartedAt = true, in.At
 	case HandlerReady:
 		s.By = in.By
-	case HandlerExited:
+	case HandlerExited, HandlerFailed, SwitchFailed:
+		if s.Stage == Switching {
+			return s.vacate(in)
+		}
+		if s.Stage == Vacant || in.On == SwitchFailed {
+			return s // of a handler that has been given up
+		}
+		if in.On == HandlerFailed {
+			break
+		}
 		if s.ExitCode == nil {
 			code := in.ExitCode
 			s.ExitCode = &code
@@ -232,6 +277,21 @@ func (s State) learn(in Input) State {
 		if s.Cause == "" {
 			s.Cause = in.Error.Message
 		}
+	}
+	return s
+}
+
+// vacate folds in what makes a switch fail: it is not the engagement's end.
+func (s State) vacate(in Input) State {
+	s.Generation++
+	s.Vacancy, s.VacantExit = in.Error, nil
+	if in.On == HandlerExited {
+		code := in.ExitCode
+		s.VacantExit = &code
+		s.Vacancy = fault.New(fault.FailedPrecondition, "", "the handler exited with %d before it was ready", code)
+	}
+	if in.On != SwitchFailed {
+		s.Handler, s.HandlerID = "", ""
 	}
 	return s
 }

@@ -21,6 +21,10 @@ func (s State) Fact(say Say) event.Data {
 		return event.HandlerReady{By: s.By, Millis: s.now.Sub(since).Milliseconds()}
 	case SayActive:
 		return event.EngagementActive{Pods: s.Pods, Ports: s.Ports, Millis: s.millis()}
+	case SaySwitched:
+		return event.HandlerSwitched{Container: s.Handler, ContainerID: s.HandlerID, Image: s.Image, Millis: s.now.Sub(s.Asked).Milliseconds()}
+	case SayVacant:
+		return event.SwitchFailed{Error: *s.Vacancy, ExitCode: s.VacantExit}
 	case SayPods:
 		return event.PodsChanged{Pods: s.Pods}
 	case SayRestoring:
@@ -55,11 +59,11 @@ func (s State) Record() command.Engagement {
 func InputOf(e event.Envelope) (in Input, ok bool) {
 	in.At = e.Time
 	if d, is := event.Decode[event.HandlerCreated](e); is {
-		in.On, in.Container = HandlerCreated, d.Container
+		in.On, in.Container, in.ID = HandlerCreated, d.Container, d.ContainerID
 	} else if d, is := event.Decode[event.HandlerStarted](e); is {
-		in.On, in.Container = HandlerStarted, d.Container
+		in.On, in.Container, in.ID = HandlerStarted, d.Container, d.ContainerID
 	} else if d, is := event.Decode[event.HandlerExited](e); is {
-		in.On, in.Container, in.ExitCode = HandlerExited, d.Container, d.ExitCode
+		in.On, in.Container, in.ID, in.ExitCode = HandlerExited, d.Container, d.ContainerID, d.ExitCode
 		if d.OOMKilled {
 			in.Cause = "handler exited: out of memory"
 		}

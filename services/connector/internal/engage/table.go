@@ -14,7 +14,8 @@ type Row struct {
 }
 
 var (
-	live  = []Stage{Requested, Prepared, Created, Started, Running, Active}
+	alone = []Stage{Requested, Prepared, Created, Started, Running, Active} // no switch is under way
+	live  = append(in(Switching, Vacant), alone...)
 	undo  = []Do{Disengage, StopHandler, Release}
 	purge = []Do{Disengage, StopHandler, Delete} // what the manager gave up, connector deletes
 )
@@ -33,10 +34,24 @@ var Table = []Row{
 	{in(Running), TrafficDiverted, Always, SayActive, nil, Active},
 	{in(Active), PodsChanged, Always, SayPods, nil, Active},
 
+	// Another handler takes the place of the one there is. New connections wait
+	// meanwhile; where it fails, for somebody who asks again.
+	{in(Active, Vacant), SwitchAsked, Always, Nothing, does(Pause, StopOld, Environment, CreateHandler), Switching},
+	{in(Switching), HandlerCreated, Attach, Nothing, nil, Switching},
+	{in(Switching), HandlerCreated, Detached, Nothing, does(StartHandler), Switching},
+	{in(Switching), HandlerStarted, Always, Nothing, does(AwaitReady), Switching},
+	{in(Switching), HandlerReady, Always, Nothing, does(Resume), Switching},
+	{in(Switching), Resumed, Always, SaySwitched, nil, Active},
+	{in(Switching), HandlerExited, Always, SayVacant, nil, Vacant},
+	{in(Switching), HandlerFailed, Always, SayVacant, nil, Vacant},
+	{in(Switching), SwitchFailed, Always, SayVacant, does(StopOld), Vacant},
+	{in(Switching), PodsChanged, Always, SayPods, nil, Switching},
+	{in(Vacant), PodsChanged, Always, SayPods, nil, Vacant},
+
 	// The ways to end.
-	{live, HandlerExited, Always, SayRestoring, undo, Restoring},
+	{alone, HandlerExited, Always, SayRestoring, undo, Restoring},
 	{live, EndAsked, Always, SayRestoring, undo, Restoring},
-	{live, HandlerFailed, Always, SayRestoring, undo, Restoring},
+	{alone, HandlerFailed, Always, SayRestoring, undo, Restoring},
 	{live, CommandFailed, Always, SayRestoring, undo, Restoring},
 	{live, ManagerFailed, Always, SayRestoring, purge, Restoring},
 	{live, LeaseGone, Always, SayRestoring, does(Disengage, StopHandler), Restored},

@@ -32,7 +32,7 @@ func input(on On) Input {
 		i.ExitCode = 7
 	case EndAsked:
 		i.Cause = "leave"
-	case ManagerFailed, CommandFailed, HandlerFailed:
+	case ManagerFailed, CommandFailed, HandlerFailed, SwitchFailed:
 		i.Error = fault.New(fault.Unavailable, "ctl doctor", "%s: broken", on)
 	}
 	return i
@@ -183,7 +183,7 @@ func TestLives(t *testing.T) {
 	}
 }
 
-var all = []On{WorkloadPrepared, TrafficDiverted, PodsChanged, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerReady, HandlerFailed, HandlerExited, EndAsked, CommandFailed, HandlerGone, TimeOver}
+var all = []On{SwitchAsked, SwitchFailed, Resumed, WorkloadPrepared, TrafficDiverted, PodsChanged, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerReady, HandlerFailed, HandlerExited, EndAsked, CommandFailed, HandlerGone, TimeOver}
 
 func TestTableIsSound(t *testing.T) {
 	seen := map[string]bool{}
@@ -211,9 +211,13 @@ func TestTableIsSound(t *testing.T) {
 			t.Errorf("row %d: the test does not know %q", i, r.On)
 		}
 	}
-	// Every live stage can end by each cause.
+	// Every live stage can end by each cause; while handlers are switched, their
+	// own end is none.
 	for _, from := range live {
 		for _, on := range []On{EndAsked, CommandFailed, ManagerFailed, HandlerFailed, HandlerExited, LeaseGone} {
+			if !slices.Contains(alone, from) && (on == HandlerFailed || on == HandlerExited) {
+				continue
+			}
 			s := begin(Attach)
 			s.Stage = from
 			if next, _, _, _ := s.Next(input(on)); !next.Stage.Ending() {

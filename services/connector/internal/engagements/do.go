@@ -25,21 +25,33 @@ const stepWithin = 15 * time.Second
 func (l *Live) worker() {
 	var r remote
 	for {
-		d, err := l.todo.Get(l.forward)
+		t, err := l.todo.Get(l.forward)
 		if err != nil {
 			return
+		}
+		d := t.do
+		if l.snapshot().Generation != t.generation {
+			continue
 		}
 		ctx, cancel := context.WithTimeout(l.forward, stepWithin)
 		if d == engage.AwaitReady {
 			cancel()
 			ctx, cancel = context.WithCancel(l.forward) // it has a limit of its own, or none
 		}
-		err = l.step(ctx, d, &r)
+		err = l.step(ctx, t, &r)
 		cancel()
+		if errors.Is(err, errStale) {
+			continue
+		}
 		if err != nil {
 			f := *fault.From(err)
 			if f.Stage == "" {
 				f.Stage = string(d)
+			}
+			if l.snapshot().Stage == engage.Switching {
+				l.put(engage.Input{On: engage.SwitchFailed, Error: &f})
+				l.settle(t)
+				continue
 			}
 			l.put(engage.Input{On: engage.CommandFailed, Error: &f})
 			return
@@ -47,10 +59,21 @@ func (l *Live) worker() {
 	}
 }
 
+// errStale: what was waited for belongs to a handler that is no more.
+var errStale = errors.New("another handler has taken the place")
+
 // step sends one command that goes forward.
-func (l *Live) step(ctx context.Context, d engage.Do, r *remote) (err error) {
+func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 	id, s := l.plan.req.ID, l.snapshot()
-	switch d {
+	switch t.do {
+	case engage.Pause:
+		err = l.pause(ctx)
+	case engage.StopOld:
+		err = l.stopOld(ctx)
+	case engage.Resume:
+		if _, err = bus.Call(ctx, l.w.Bus, command.EngageResume, l.plan.conn.ID, command.EngagementRef{Engagement: id}); err == nil {
+			l.put(engage.Input{On: engage.Resumed})
+		}
 	case engage.Redirect:
 		_, err = bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
 			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports, Volumes: l.plan.volumes.use(),
@@ -67,7 +90,7 @@ func (l *Live) step(ctx context.Context, d engage.Do, r *remote) (err error) {
 		_, err = bus.Call(ctx, l.w.Bus, command.HandlerStart, "", command.EngagementRef{Engagement: id})
 	case engage.AwaitReady:
 		var by string
-		if by, err = l.awaitReady(ctx); err == nil {
+		if by, err = l.awaitReady(ctx, t.generation); err == nil {
 			l.put(engage.Input{On: engage.HandlerReady, By: by})
 		}
 	case engage.Divert:
@@ -176,8 +199,11 @@ func (l *Live) awaitHandler() {
 	if l.snapshot().Handler == "" {
 		return
 	}
+	l.mu.Lock()
+	ended := l.ended
+	l.mu.Unlock()
 	select {
-	case <-l.ended:
+	case <-ended:
 	case <-time.After(20 * time.Second):
 		l.log.Warn("runner does not tell the handler's end")
 	case <-l.life.Done():

@@ -51,20 +51,29 @@ type Live struct {
 
 	forward context.Context // what goes forward; ends when the undoing begins
 	stop    context.CancelFunc
-	todo    *inbox.Inbox[engage.Do] // of the worker, in order
-	work    sync.WaitGroup          // the worker, renewal, presence
-	life    context.Context         // the watch and the undoing; ends after the terminal fact
+	todo    *inbox.Inbox[task] // of the worker, in order
+	work    sync.WaitGroup     // the worker, renewal, presence
+	life    context.Context    // the watch and the undoing; ends after the terminal fact
 	end     context.CancelFunc
 	undoing sync.WaitGroup
-	ended   chan struct{} // closed when runner has told that the handler ended
 
-	mu    sync.Mutex
-	state engage.State
+	mu        sync.Mutex
+	state     engage.State
+	handler   *command.Handler // what runs, or is to
+	switching bool             // a switch was accepted, and is not over
+	ended     chan struct{}    // closed when runner has told that the handler ended
+}
+
+// task is a command that goes forward. Those of a switch that has failed, or of
+// the handler before it, are not done any more.
+type task struct {
+	do         engage.Do
+	generation int
 }
 
 func newLive(w World, p plan, s engage.State) *Live {
 	l := &Live{
-		w: w, plan: p, state: s, in: inbox.New[engage.Input](), todo: inbox.New[engage.Do](),
+		w: w, plan: p, state: s, in: inbox.New[engage.Input](), todo: inbox.New[task](), handler: p.req.Handler,
 		over: make(chan struct{}), ended: make(chan struct{}),
 		log: w.Log.With("engagement", s.ID, "connection", p.conn.ID),
 	}
@@ -120,6 +129,12 @@ func (l *Live) take(in engage.Input) engage.Stage {
 	l.mu.Lock()
 	was := l.state.Stage
 	next, say, do, known := l.state.Next(in)
+	if was == engage.Switching && next.Stage != engage.Switching {
+		l.switching = false
+	}
+	if known && in.On == engage.SwitchAsked {
+		l.ended = make(chan struct{})
+	}
 	if next.Stage != engage.Over { // its record is "restoring" until the terminal fact is stated
 		l.state = next
 	}
@@ -131,7 +146,10 @@ func (l *Live) take(in engage.Input) engage.Stage {
 		stalled := l.failIfStill(engage.Running, divertWithin, "brought the traffic to the handler")
 		context.AfterFunc(l.life, func() { stalled.Stop() })
 	}
-	if in.On == engage.HandlerExited || in.On == engage.HandlerFailed {
+	if next.Stage == engage.Vacant && was != engage.Vacant {
+		l.endIfVacant(next)
+	}
+	if (in.On == engage.HandlerExited || in.On == engage.HandlerFailed) && (in.ID == "" || in.ID != next.Old) {
 		l.handlerEnded()
 	}
 	if d := next.Fact(say); d != nil {
@@ -149,7 +167,7 @@ func (l *Live) take(in engage.Input) engage.Stage {
 		}
 	default:
 		for _, d := range do {
-			l.todo.Put(d)
+			l.todo.Put(task{d, next.Generation})
 		}
 	}
 	return next.Stage
@@ -165,11 +183,26 @@ func (l *Live) failIfStill(at engage.Stage, limit time.Duration, what string) *t
 	})
 }
 
+// vacantWithin is how long a switch that has failed may be tried again.
+const vacantWithin = 60 * time.Second
+
+// endIfVacant ends the engagement when nobody brings another handler.
+func (l *Live) endIfVacant(s engage.State) {
+	t := time.AfterFunc(vacantWithin, func() {
+		if now := l.snapshot(); now.Stage == engage.Vacant && now.Generation == s.Generation {
+			l.put(engage.Input{On: engage.CommandFailed, Error: s.Vacancy})
+		}
+	})
+	context.AfterFunc(l.life, func() { t.Stop() })
+}
+
 func (l *Live) handlerEnded() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	select {
 	case <-l.ended:
 	default:
-		close(l.ended) // only run's goroutine comes here
+		close(l.ended)
 	}
 }
 

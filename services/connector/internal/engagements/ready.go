@@ -22,7 +22,7 @@ const probeEvery = 50 * time.Millisecond
 // told. Until then the workload's own pods answer. It waits as long as the
 // handler runs, unless the request has a limit: a container with a shell in it,
 // in which the server is started by hand, is nobody's mistake.
-func (l *Live) awaitReady(ctx context.Context) (by string, err error) {
+func (l *Live) awaitReady(ctx context.Context, generation int) (by string, err error) {
 	if ms := l.plan.req.WaitMillis; ms > 0 {
 		limit := time.Duration(ms) * time.Millisecond
 		var cancel context.CancelFunc
@@ -30,7 +30,11 @@ func (l *Live) awaitReady(ctx context.Context) (by string, err error) {
 		defer cancel()
 	}
 	by = waitOf(l.plan.req)
+	last := "it has not been looked at"
 	for {
+		if l.snapshot().Generation != generation {
+			return by, errStale
+		}
 		what, err := l.missing(ctx, &by)
 		if err != nil && fault.CodeOf(err) != fault.Unavailable {
 			return by, err
@@ -38,8 +42,11 @@ func (l *Live) awaitReady(ctx context.Context) (by string, err error) {
 		if err == nil && what == "" {
 			return by, nil
 		}
-		if err != nil && what == "" {
-			what = err.Error()
+		switch {
+		case err == nil:
+			last = what
+		case ctx.Err() == nil: // not only the limit's own doing
+			last = err.Error()
 		}
 		select {
 		case <-time.After(probeEvery):
@@ -47,7 +54,7 @@ func (l *Live) awaitReady(ctx context.Context) (by string, err error) {
 			if errors.Is(context.Cause(ctx), context.Canceled) {
 				return by, ctx.Err()
 			}
-			return by, fault.New(fault.FailedPrecondition, "--wait none", "the handler is not ready %v: %s; no traffic went to it", context.Cause(ctx), what)
+			return by, fault.New(fault.FailedPrecondition, "--wait none", "the handler is not ready %v: %s; no traffic went to it", context.Cause(ctx), last)
 		}
 	}
 }
@@ -124,5 +131,6 @@ func (s *Set) Environment(ctx context.Context, req command.EngagementRef) (comma
 	if err != nil {
 		return none, err
 	}
-	return command.Environment{Env: handlerEnv(env, l.plan.spec, env.Mounts, "/"), Mounts: env.Mounts}, nil
+	mounts, root := l.plan.volumes.env(env)
+	return command.Environment{Env: handlerEnv(env, l.plan.spec, mounts, root), Mounts: mounts}, nil
 }

@@ -173,7 +173,7 @@ func (l *Live) read(ctx context.Context) (r remote, err error) {
 func (l *Live) createHandler(ctx context.Context, r remote) (command.CreateHandler, error) {
 	mounts, root := l.plan.volumes.env(r.env)
 	req := command.CreateHandler{
-		Engagement: l.plan.req.ID, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: *l.plan.req.Handler,
+		Engagement: l.plan.req.ID, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: l.current(), Again: l.snapshot().Generation > 0,
 		Env: handlerEnv(r.env, l.plan.spec, mounts, root), Ports: l.snapshot().Ports, Files: r.files,
 	}
 	if v := l.plan.volumes; v != nil && slices.ContainsFunc(r.env.Volumes, func(v lease.Volume) bool { return !v.File }) {

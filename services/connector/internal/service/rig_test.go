@@ -245,6 +245,9 @@ type fakeRunner struct {
 	health  string                // of the handler
 	volumes *command.VolumePlugin // what handler-check says of it
 	engaged command.EngageHandler // what vif was told last
+	made    int                   // handlers created
+	there   map[string]bool       // engagements that have one
+	fails   bool                  // the next one exits instead of starting
 	calls   []string
 	created command.CreateHandler
 	spec    command.StartDaemon
@@ -252,7 +255,7 @@ type fakeRunner struct {
 }
 
 func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
-	f := &fakeRunner{t: t, conn: b.Connect(subject.Runner), vifs: map[string]*bus.Conn{}}
+	f := &fakeRunner{t: t, conn: b.Connect(subject.Runner), vifs: map[string]*bus.Conn{}, there: map[string]bool{}}
 	svc, err := f.conn.Serve(subject.Runner, "0.1.0")
 	if err != nil {
 		t.Fatal(err)
@@ -293,13 +296,26 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 			f.called("handler-create")
 			f.mu.Lock()
 			f.created = q
+			f.made++
+			f.there[q.Engagement] = true
+			id := f.id()
 			f.mu.Unlock()
-			f.state(q.Engagement, event.HandlerCreated{Container: q.Name})
+			f.state(q.Engagement, event.HandlerCreated{Container: q.Name, ContainerID: id})
 			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.HandlerStart, "", func(_ context.Context, q command.EngagementRef) (command.Accepted, error) {
 			f.called("handler-start")
-			f.state(q.Engagement, event.HandlerStarted{Container: "h"})
+			f.mu.Lock()
+			id, fails := f.id(), f.fails
+			if fails {
+				f.fails = false
+				delete(f.there, q.Engagement)
+			}
+			f.mu.Unlock()
+			f.state(q.Engagement, event.HandlerStarted{Container: "h", ContainerID: id})
+			if fails {
+				f.state(q.Engagement, event.HandlerExited{Container: "h", ContainerID: id, ExitCode: 3})
+			}
 			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.HandlerHealth, "", func(_ context.Context, q command.EngagementRef) (command.Health, error) {
@@ -309,8 +325,14 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 		}),
 		bus.Handle(svc, command.HandlerStop, "", func(_ context.Context, q command.EngagementRef) (command.Accepted, error) {
 			f.called("handler-stop")
-			f.state(q.Engagement, event.HandlerExited{Container: "h", ExitCode: 143})
-			return command.Accepted{}, nil
+			f.mu.Lock()
+			id, there := f.id(), f.there[q.Engagement]
+			delete(f.there, q.Engagement)
+			f.mu.Unlock()
+			if there {
+				f.state(q.Engagement, event.HandlerExited{Container: "h", ContainerID: id, ExitCode: 143})
+			}
+			return command.Accepted{Already: !there}, nil
 		}),
 	} {
 		if err != nil {
@@ -319,6 +341,8 @@ func startRunner(t *testing.T, b *bustest.Bus) *fakeRunner {
 	}
 	return f
 }
+
+func (f *fakeRunner) id() string { return fmt.Sprintf("h%d", f.made) }
 
 func (f *fakeRunner) called(s string) {
 	f.mu.Lock()
@@ -395,6 +419,14 @@ func (f *fakeRunner) startDaemon(_ context.Context, q command.StartDaemon) (comm
 				return command.ListeningPorts{Missing: a.Ports}, nil
 			}
 			return command.ListeningPorts{Missing: []event.Port{}}, nil
+		}),
+		bus.Handle(svc, command.EngagePause, q.Connection, func(_ context.Context, p command.PauseEngagement) (command.PausedEngagement, error) {
+			f.called("pause")
+			return command.PausedEngagement{}, nil
+		}),
+		bus.Handle(svc, command.EngageResume, q.Connection, func(context.Context, command.EngagementRef) (command.Accepted, error) {
+			f.called("resume")
+			return command.Accepted{}, nil
 		}),
 		bus.Handle(svc, command.Disengage, q.Connection, func(context.Context, command.EngagementRef) (command.Accepted, error) {
 			f.called("disengage")

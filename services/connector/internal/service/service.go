@@ -144,6 +144,7 @@ func (s *service) serve() (stop func(), err error) {
 		func() error { return bus.Handle(svc, command.ConnectionClose, "", s.closeConnection) },
 		func() error { return bus.Handle(svc, command.EngagementOpen, "", s.engagements.Open) },
 		func() error { return bus.Handle(svc, command.EngagementClose, "", s.closeEngagement) },
+		func() error { return bus.Handle(svc, command.EngagementSwitch, "", s.engagements.Switch) },
 		func() error { return bus.Handle(svc, command.EngagementEnvironment, "", s.engagements.Environment) },
 		func() error { return bus.Handle(svc, command.StateGet, "", s.state) },
 		func() error { return bus.Handle(svc, command.WorkloadsList, "", s.workloads) },

@@ -41,7 +41,11 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err := s.PortsFree(req.Connection, req.Engagement, req.Ports); err != nil {
 		return none, err
 	}
-	if err := s.freeName(ctx, p.Name); err != nil {
+	replaced := ""
+	if req.Again {
+		replaced = req.Engagement
+	}
+	if err := s.freeName(ctx, p.Name, replaced); err != nil {
 		return none, err
 	}
 	checked := command.CheckedHandler{Name: p.Name, Image: image}
@@ -60,7 +64,7 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err != nil {
 		return none, err
 	}
-	if req.Engagement != "" { // it holds them from here on, until Stop
+	if req.Engagement != "" && !req.Again { // it holds them from here on, until Stop
 		if _, err := s.opt.Beside.Open(ctx, o, want); err != nil {
 			return none, err
 		}
@@ -79,13 +83,16 @@ func (s *Set) wantBeside(ctx context.Context, o owner.Owner, p *Plan) (beside.Wa
 }
 
 // freeName makes sure that a container may get the name: what holds it is
-// removed if it is ours and of no use to anybody, else named.
-func (s *Set) freeName(ctx context.Context, name string) error {
+// removed if it is ours and of no use to anybody, else named. The handler of the
+// engagement replaced may have it: it is going to be stopped.
+func (s *Set) freeName(ctx context.Context, name, replaced string) error {
 	h, err := s.eng.Holder(ctx, name)
 	if err != nil || h == nil {
 		return err
 	}
 	switch {
+	case h.Ours && replaced != "" && h.Labels[engine.LabelComponent] == engine.Handler && h.Labels[engine.LabelEngagement] == replaced:
+		return nil
 	case !h.Ours:
 		return h.Conflict(name, "docker rm -f "+name)
 	case !h.Alive, h.State == "created" && !s.live(h.Labels[engine.LabelEngagement]):

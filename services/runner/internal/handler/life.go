@@ -54,7 +54,7 @@ func (s *Set) createContainer(ctx context.Context, req command.CreateHandler, p 
 	if cerrdefs.IsConflict(err) {
 		// Somebody took the name since it was checked, or the one before us is
 		// about to let it go.
-		if err := s.freeName(ctx, p.Name); err != nil {
+		if err := s.freeName(ctx, p.Name, ""); err != nil {
 			return "", "", err
 		}
 		c, err = s.eng.API.ContainerCreate(ctx, p.Config, p.Host, nil, p.Platform, p.Name)

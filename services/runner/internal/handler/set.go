@@ -114,7 +114,18 @@ func (s *Set) Create(ctx context.Context, req command.CreateHandler) (command.Ac
 	if err := validID("connection", req.Connection); err != nil {
 		return accepted, err
 	}
-	if s.get(req.Engagement) != nil {
+	old := s.get(req.Engagement)
+	if old != nil && req.Again {
+		select {
+		case <-old.gone:
+		default:
+			if s.phaseOf(old) == creating { // the same command, repeated
+				accepted.Already = true
+				return accepted, nil
+			}
+			return accepted, fault.New(fault.FailedPrecondition, "", "the handler %s, whose place is to be taken, has not ended", old.name)
+		}
+	} else if old != nil {
 		accepted.Already = true
 		return accepted, nil
 	}
@@ -128,7 +139,7 @@ func (s *Set) Create(ctx context.Context, req command.CreateHandler) (command.Ac
 	r := newRecord(req.Engagement, req.Connection, p.Name, req.Ports)
 	r.tty = p.Config.Tty
 	s.mu.Lock()
-	if s.records[req.Engagement] != nil { // the same command, a moment earlier
+	if s.records[req.Engagement] != old { // the same command, a moment earlier
 		s.mu.Unlock()
 		accepted.Already = true
 		return accepted, nil

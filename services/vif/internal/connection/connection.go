@@ -157,6 +157,8 @@ func (c *Connection) handle(svc *bus.Service) error {
 		func() error { return bus.Handle(svc, command.VIFState, c.cfg.ID, c.status) },
 		func() error { return bus.Handle(svc, command.Engage, c.cfg.ID, c.engage) },
 		func() error { return bus.Handle(svc, command.Listening, c.cfg.ID, c.listening) },
+		func() error { return bus.Handle(svc, command.EngagePause, c.cfg.ID, c.engagePause) },
+		func() error { return bus.Handle(svc, command.EngageResume, c.cfg.ID, c.engageResume) },
 		func() error { return bus.Handle(svc, command.Disengage, c.cfg.ID, c.disengage) },
 	} {
 		if err := add(); err != nil {
@@ -317,6 +319,26 @@ func (c *Connection) listening(ctx context.Context, req command.AskListening) (c
 		}
 	}
 	return rep, nil
+}
+
+// engagePause makes new flows of an engagement wait.
+func (c *Connection) engagePause(_ context.Context, req command.PauseEngagement) (command.PausedEngagement, error) {
+	if req.Millis <= 0 {
+		return command.PausedEngagement{}, invalid("a pause needs a limit")
+	}
+	open, busy, ok := c.engaged.Pause(req.Engagement, time.Duration(req.Millis)*time.Millisecond)
+	if !ok {
+		return command.PausedEngagement{}, fault.New(fault.NotFound, "", "no traffic is engaged by %q", req.Engagement)
+	}
+	return command.PausedEngagement{Open: open, Busy: busy}, nil
+}
+
+// engageResume lets them go on.
+func (c *Connection) engageResume(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
+	if !subject.Valid(req.Engagement) {
+		return command.Accepted{}, invalid("engagement %q is not an id", req.Engagement)
+	}
+	return command.Accepted{ID: req.Engagement, Already: !c.engaged.Resume(req.Engagement)}, nil
 }
 
 func (c *Connection) disengage(_ context.Context, req command.EngagementRef) (command.Accepted, error) {

@@ -5,6 +5,10 @@
 // daemon container's network, which is the kernel's and not netstack's. Nobody
 // listening there is refused, all the way back to the caller in the cluster.
 //
+// An engagement may be paused, while its handler gives way to another: new flows
+// are accepted and wait, so that nobody is refused in the time in which no
+// handler listens; see [Table.Pause].
+//
 // A [Table] may be used concurrently. Streams of an engagement are reset when
 // it is removed.
 package engaged
@@ -44,6 +48,10 @@ type Table struct {
 }
 
 type entry struct {
+	gate    chan struct{} // of a pause; nil: none. Closed when it ends
+	timer   *time.Timer   // ends it
+	pending int           // flows that have passed the gate and are not connected yet
+	conns   map[*net.TCPConn]struct{}
 	ports   map[Port]netip.AddrPort // Handler is 0 in the key
 	address netip.Addr
 	list    []Port
@@ -57,7 +65,7 @@ func New(log *slog.Logger) *Table { return &Table{log: log, by: map[string]*entr
 // Set says where the traffic of an engagement goes, in the place of what was
 // said before. already says that it is what was said before.
 func (t *Table) Set(id string, address netip.Addr, ports []Port) (already bool) {
-	e := &entry{ports: map[Port]netip.AddrPort{}, address: address, list: ports}
+	e := &entry{conns: map[*net.TCPConn]struct{}{}, ports: map[Port]netip.AddrPort{}, address: address, list: ports}
 	for _, p := range ports {
 		e.ports[Port{Container: p.Container, UDP: p.UDP}] = netip.AddrPortFrom(address, p.Handler)
 	}
@@ -71,6 +79,7 @@ func (t *Table) Set(id string, address netip.Addr, ports []Port) (already bool) 
 	t.by[id] = e
 	if old != nil {
 		old.cancel()
+		old.open()
 	}
 	return false
 }
@@ -97,6 +106,7 @@ func (t *Table) Remove(id string) bool {
 		return false
 	}
 	e.cancel()
+	e.open()
 	delete(t.by, id)
 	return true
 }
@@ -141,17 +151,28 @@ func (t *Table) serve(ctx context.Context, r *tunnel.Request) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
+	stream, passed := t.pass(ctx, e, r)
+	if !passed {
+		return
+	}
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, strings.ToLower(h.Kind.String()), dst.String())
+	forget := t.connected(e, conn)
+	defer forget()
 	if err != nil {
 		t.log.Debug("handler not reached", "engagement", h.Engagement, "address", dst.String(), "err", err)
+		if stream != nil { // it had to wait, and was accepted for that
+			stream.Reset(tunnel.CodeOf(err))
+			return
+		}
 		r.Refuse(tunnel.CodeOf(err), "handler at "+dst.String()+" not reached")
 		return
 	}
-	stream, err := r.Accept()
-	if err != nil {
-		_ = conn.Close()
-		return
+	if stream == nil {
+		if stream, err = r.Accept(); err != nil {
+			_ = conn.Close()
+			return
+		}
 	}
 	t.flows.Add(1)
 	defer t.flows.Add(-1)
