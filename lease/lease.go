@@ -76,6 +76,10 @@ type Info struct {
 	Version        string `json:"version"`
 	InstallationID string `json:"installationID"` // UID of the manager's namespace
 	Pin            string `json:"pin"`            // tunnel.Pin of the manager's key
+	// Direct are the addresses (host:port) at which the manager may be reached
+	// without the API server: of nodes, or of a load balancer. Whether they are
+	// reachable from anywhere else nobody knows: to be tried, and no more.
+	Direct []string `json:"direct,omitempty"`
 	// Webhook is the outcome of the manager's last self-test of its admission
 	// webhook: "ok", or what failed.
 	Webhook string `json:"webhook"`

@@ -251,6 +251,7 @@ type InstallCluster struct {
 	Networks   []string        `json:"networks,omitempty"`
 	Namespace  string          `json:"namespace"` // the manager's
 	Image      string          `json:"image,omitempty"`
+	Direct     string          `json:"direct,omitempty"` // type of the Service for the direct path; empty: NodePort
 }
 
 // JoinNetwork attaches a workspace container to a Docker network.
@@ -431,6 +432,7 @@ type OpenTunnel struct {
 	Namespace        string   `json:"namespace"`        // connected, for the DNS search list
 	ManagerNamespace string   `json:"managerNamespace"` //
 	Pin              string   `json:"pin"`              // the manager's
+	Direct           []string `json:"direct,omitempty"` // host:port to try before the API server
 	AlsoProxy        []string `json:"alsoProxy,omitempty"`
 	NeverProxy       []string `json:"neverProxy,omitempty"`
 }

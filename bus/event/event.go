@@ -145,7 +145,7 @@ type VIFStarted struct {
 
 // TunnelOpened: the tunnel to the manager stands (again).
 type TunnelOpened struct {
-	Transport string `json:"transport"` // pods-proxy, portforward-websocket, portforward-spdy
+	Transport string `json:"transport"` // direct, pods-proxy, portforward-websocket, portforward-spdy
 	RTTMicros int64  `json:"rttMicros"`
 }
 

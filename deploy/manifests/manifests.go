@@ -27,6 +27,9 @@ type Options struct {
 	Image     string // holds /manager and /agent; required
 	Version   string // for the label app.kubernetes.io/version; required
 	LogLevel  string // debug, info, warn or error; default info
+	// Direct is the type of the Service by which clients reach the manager without
+	// the API server: NodePort (the default), LoadBalancer, or ClusterIP for not at all.
+	Direct string
 }
 
 type values struct {
@@ -50,6 +53,9 @@ func Render(o Options) ([]byte, error) {
 	if o.LogLevel == "" {
 		o.LogLevel = "info"
 	}
+	if o.Direct == "" {
+		o.Direct = "NodePort"
+	}
 	switch {
 	case !namespacePattern.MatchString(o.Namespace):
 		return nil, fmt.Errorf("render manifests: %q is not a namespace's name", o.Namespace)
@@ -59,6 +65,8 @@ func Render(o Options) ([]byte, error) {
 		return nil, fmt.Errorf("render manifests: %q is not an image reference", o.Image)
 	case !versionPattern.MatchString(o.Version):
 		return nil, fmt.Errorf("render manifests: %q cannot be a label's value", o.Version)
+	case o.Direct != "NodePort" && o.Direct != "LoadBalancer" && o.Direct != "ClusterIP":
+		return nil, fmt.Errorf("render manifests: %q is no type of Service for the direct path: NodePort, LoadBalancer or ClusterIP", o.Direct)
 	case !levelPattern.MatchString(o.LogLevel):
 		return nil, errors.New("render manifests: the log level is debug, info, warn or error")
 	}
@@ -73,6 +81,7 @@ func Chart() ([]byte, error) {
 		Image:     "{{ .Values.image }}",
 		Version:   "{{ .Chart.AppVersion }}",
 		LogLevel:  "{{ .Values.logLevel }}",
+		Direct:    "{{ .Values.direct }}",
 	}})
 }
 

@@ -9,7 +9,7 @@ import (
 	"text/template"
 )
 
-var options = Options{Namespace: "berth", Image: "registry.example/berth-cluster:1.2.3", Version: "1.2.3", LogLevel: "info"}
+var options = Options{Namespace: "berth", Image: "registry.example/berth-cluster:1.2.3", Version: "1.2.3", LogLevel: "info", Direct: "NodePort"}
 
 // The chart's file is what Chart generates, and Helm's rendering of it is what
 // Render gives: the chart uses nothing but text/template.
@@ -33,7 +33,7 @@ func TestChartIsTheManifests(t *testing.T) {
 	err = tmpl.Execute(&got, map[string]any{
 		"Release": map[string]string{"Namespace": options.Namespace},
 		"Chart":   map[string]string{"AppVersion": options.Version},
-		"Values":  map[string]string{"image": options.Image, "logLevel": options.LogLevel},
+		"Values":  map[string]string{"image": options.Image, "logLevel": options.LogLevel, "direct": options.Direct},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -87,15 +87,16 @@ func run(ctx context.Context, args []string) error {
 	if err := view.Start(ctx); err != nil {
 		return err
 	}
+	found := &discovery.Discovery{Client: client, PodIPs: view.PodIPs, Log: log}
 	srv := &tunnelserver.Server{Identity: id, Version: version, InstallationID: installation, Resolver: resolver, Cluster: view, Hub: sessions, Log: log,
-		Discovery: &discovery.Discovery{Client: client, PodIPs: view.PodIPs, Log: log}}
+		Discovery: found}
 	var ready atomic.Bool
 	g.Go(func() error { return hook.Serve(ctx, cfg.webhook) })
 	g.Go(func() error { return serveHTTP(ctx, cfg.listen, srv, &ready) })
 	g.Go(func() error { return control.Run(ctx) })
 	g.Go(func() error {
 		info := lease.Info{Version: version, InstallationID: installation, Pin: string(id.Pin())}
-		return publish(ctx, client, cfg.namespace, info, hook, log)
+		return publish(ctx, client, cfg.namespace, info, found, hook, log)
 	})
 	ready.Store(true)
 	log.Info("manager runs", "version", version, "namespace", cfg.namespace, "pin", id.Pin())
@@ -154,7 +155,7 @@ func serveHTTP(ctx context.Context, addr string, srv *tunnelserver.Server, ready
 
 // publish tests the webhook and says in the ConfigMap who and how the manager
 // is: at first until the webhook is reached, then now and again.
-func publish(ctx context.Context, client kubernetes.Interface, namespace string, info lease.Info, hook *webhook.Webhook, log *slog.Logger) error {
+func publish(ctx context.Context, client kubernetes.Interface, namespace string, info lease.Info, found *discovery.Discovery, hook *webhook.Webhook, log *slog.Logger) error {
 	wait, before := selfTestFirst, ""
 	for {
 		info.Webhook = "ok"
@@ -169,6 +170,7 @@ func publish(ctx context.Context, client kubernetes.Interface, namespace string,
 		if info.Webhook != before {
 			log.Info("admission webhook tested", "outcome", info.Webhook)
 		}
+		info.Direct = found.Direct(ctx, namespace)
 		if err := identity.Publish(ctx, client, namespace, info); err != nil {
 			log.Warn("info not published", "err", err)
 		}

@@ -25,7 +25,11 @@ type installFlags struct {
 	kube    kubeconfig.Options
 	image   string
 	manager string
+	direct  string
 }
+
+// serviceTypes are the values of --direct, and the type of the Service for each.
+var serviceTypes = map[string]string{"nodeport": "NodePort", "loadbalancer": "LoadBalancer", "off": "ClusterIP"}
 
 func (a *App) installCommand() *usage.Command {
 	return a.installation("install", "Put Berth's side into the cluster, or bring it up to date.", command.Install,
@@ -49,10 +53,14 @@ func (a *App) installation(verb, short string, spec command.Spec[command.Install
 	c.Flags.StringVar(&f.manager, "manager-namespace", lease.DefaultNamespace, "`NAMESPACE` of the cluster side")
 	if verb == "install" {
 		c.Flags.StringVar(&f.image, "image", "", "`IMAGE` of the cluster side (default: berth-cluster:VERSION; environment: BERTH_CLUSTER_IMAGE)")
+		c.Flags.StringVar(&f.direct, "direct", "nodeport", "how clients may reach the manager without the API server between, which is faster: `nodeport`, loadbalancer or off")
 	}
 	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
 		if err := noWords(verb, l); err != nil {
 			return err
+		}
+		if _, ok := serviceTypes[f.direct]; !ok && verb == "install" {
+			return fault.New(fault.InvalidArgument, "ctl install --direct off", "--direct %s: nodeport, loadbalancer or off", f.direct)
 		}
 		// BERTH_IMAGE is the image of what runs here, not of the cluster side.
 		if !l.Given("image") {
@@ -87,7 +95,7 @@ func (a *App) install(ctx context.Context, f *installFlags, spec command.Spec[co
 	if err != nil {
 		return err
 	}
-	req := command.InstallCluster{ID: busclient.NewID("i"), Kubeconfig: cfg, Networks: reach.Networks, Namespace: f.manager, Image: f.image}
+	req := command.InstallCluster{ID: busclient.NewID("i"), Kubeconfig: cfg, Networks: reach.Networks, Namespace: f.manager, Image: f.image, Direct: serviceTypes[f.direct]}
 	tail, err := up.Conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Installation, req.ID))
 	if err != nil {
 		return err

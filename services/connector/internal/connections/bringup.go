@@ -161,7 +161,7 @@ func (l *Live) openTunnel() error {
 	l.mu.Unlock()
 	_, err := bus.Call(l.forward, l.w.Bus, command.TunnelOpen, l.req.ID, command.OpenTunnel{
 		Access: access, ConnectionName: l.req.Name, Namespace: l.req.Namespace, ManagerNamespace: l.req.ManagerNamespace,
-		Pin: info.Pin, AlsoProxy: l.req.AlsoProxy, NeverProxy: l.req.NeverProxy,
+		Pin: info.Pin, Direct: info.Direct, AlsoProxy: l.req.AlsoProxy, NeverProxy: l.req.NeverProxy,
 	})
 	return err
 }

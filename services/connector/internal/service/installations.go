@@ -45,7 +45,7 @@ func (i *installations) install(_ context.Context, req command.InstallCluster) (
 		if image == "" {
 			image = i.o.Image
 		}
-		done, err := in.Install(ctx, manifests.Options{Namespace: req.Namespace, Image: image, Version: i.o.Version}, image != i.o.Image)
+		done, err := in.Install(ctx, manifests.Options{Namespace: req.Namespace, Image: image, Version: i.o.Version, Direct: req.Direct}, image != i.o.Image)
 		return done, err
 	})
 }

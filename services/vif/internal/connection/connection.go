@@ -41,7 +41,7 @@ import (
 type Dialer interface {
 	Dial(ctx context.Context, t tunnelclient.Target) (tunnelclient.Result, error)
 	// Addresses are those that the tunnel itself needs.
-	Addresses(ctx context.Context, kubeconfig []byte) ([]netip.Addr, error)
+	Addresses(ctx context.Context, t tunnelclient.Target) ([]netip.Addr, error)
 }
 
 // Config is what a Connection is made of.
@@ -202,7 +202,7 @@ func (c *Connection) tunnelOpen(_ context.Context, req command.OpenTunnel) (comm
 	o := &order{
 		namespace: req.Namespace,
 		target: tunnelclient.Target{
-			Connection: c.cfg.ID, Namespace: req.ManagerNamespace, Pin: req.Pin, Kubeconfig: req.Access.Kubeconfig,
+			Connection: c.cfg.ID, Namespace: req.ManagerNamespace, Pin: req.Pin, Kubeconfig: req.Access.Kubeconfig, Direct: req.Direct,
 		},
 	}
 	for name, v := range map[string]string{"namespace": req.Namespace, "managerNamespace": req.ManagerNamespace, "pin": req.Pin} {

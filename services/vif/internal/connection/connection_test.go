@@ -116,7 +116,7 @@ func (m *manager) Dial(context.Context, tunnelclient.Target) (tunnelclient.Resul
 	return tunnelclient.Result{Session: near, Welcome: &w, Transport: "pods-proxy"}, nil
 }
 
-func (m *manager) Addresses(context.Context, []byte) ([]netip.Addr, error) {
+func (m *manager) Addresses(context.Context, tunnelclient.Target) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr(apiServer)}, nil
 }
 

@@ -194,7 +194,7 @@ func (c *Connection) again(ctx context.Context, p *plane) (tunnelclient.Result, 
 		actx, cancel := context.WithTimeout(ctx, attemptWithin)
 		// The API server may have moved to an address that is routed into the
 		// tunnel: take it out before anybody dials it.
-		if addrs, err := c.cfg.Dialer.Addresses(actx, o.target.Kubeconfig); err == nil {
+		if addrs, err := c.cfg.Dialer.Addresses(actx, o.target); err == nil {
 			if err := p.protect(addrs, o); err != nil {
 				cancel()
 				return tunnelclient.Result{}, err

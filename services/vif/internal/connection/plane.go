@@ -68,7 +68,7 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 		return nil, err
 	}
 	actx, cancelLookup := context.WithTimeout(ctx, 5*time.Second)
-	api, err := c.cfg.Dialer.Addresses(actx, o.target.Kubeconfig)
+	api, err := c.cfg.Dialer.Addresses(actx, o.target)
 	cancelLookup()
 	if err != nil {
 		return nil, err

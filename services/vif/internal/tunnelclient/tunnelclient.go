@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"net/url"
 	"sync"
@@ -31,6 +32,8 @@ type Target struct {
 	Namespace  string // the manager's
 	Pin        string // the manager's
 	Kubeconfig []byte // minified, certificates inlined; a secret
+	// Direct are addresses (host:port) to try beside the way through the API server.
+	Direct []string
 }
 
 // Result is an open tunnel.
@@ -50,6 +53,8 @@ type Client struct {
 	mu     sync.Mutex
 	key    string // kubeconfig and namespace that dialer is for
 	dialer *apidial.Dialer
+	// When the direct path was last opened, and until when it is left alone.
+	directAt, shunUntil time.Time
 }
 
 // New returns a client that proves itself with id and resolves the API server's
@@ -58,22 +63,97 @@ func New(id *tunnel.Identity, names *resolvconf.Dialer, version string, log *slo
 	return &Client{id: id, names: names, version: version, log: log}
 }
 
-// Dial opens the tunnel. Its errors are *fault.Error with a remedy.
+// Dial opens the tunnel, by the direct path where there is one, else through the
+// API server. Both are tried at once; that one of them fails is no error, and the
+// direct one's failure is nobody's business. Its errors are *fault.Error with a
+// remedy.
 func (c *Client) Dial(ctx context.Context, t Target) (Result, error) {
 	d, err := c.dialerFor(t)
 	if err != nil {
 		return Result{}, err
 	}
-	conn, transport, err := d.Dial(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type way struct {
+		conn      net.Conn
+		transport string
+		err       error
+	}
+	api, direct := make(chan way, 1), make(chan way, 1)
+	go func() {
+		conn, transport, err := d.Dial(ctx)
+		api <- way{conn, string(transport), err}
+	}()
+	go func() {
+		conn, err := c.dialDirect(ctx, c.directAddresses(t))
+		direct <- way{conn, Direct, err}
+	}()
+	// Whoever is not waited for closes what comes late.
+	late := func(ways chan way) {
+		go func() {
+			if w := <-ways; w.conn != nil {
+				_ = w.conn.Close()
+			}
+		}()
+	}
+	var through *way // the API server
+	var grace <-chan time.Time
+	wait := api
+	for ways := direct; ways != nil; {
+		select {
+		case w := <-ways:
+			ways = nil
+			if w.err != nil {
+				c.log.Debug("no direct path", "err", w.err)
+				break
+			}
+			res, err := c.shake(ctx, w.conn, w.transport, t)
+			if err != nil {
+				// Some other installation's manager, or nobody's: the way through the
+				// API server knows better.
+				c.log.Info("the direct path leads elsewhere", "err", err)
+				break
+			}
+			c.directOpened()
+			if through == nil {
+				late(api)
+			} else if through.conn != nil {
+				_ = through.conn.Close()
+			}
+			return res, nil
+		case w := <-wait:
+			through, wait = &w, nil
+			grace = time.After(directGrace)
+			if w.err != nil {
+				grace = nil // the direct path is all there is
+			}
+		case <-grace:
+			late(ways)
+			ways = nil
+		}
+	}
+	if through == nil {
+		w := <-api
+		through = &w
+	}
+	if through.err != nil {
+		return Result{}, explain(through.err, t)
+	}
+	res, err := c.shake(ctx, through.conn, through.transport, t)
 	if err != nil {
 		return Result{}, explain(err, t)
 	}
+	return res, nil
+}
+
+// shake proves both ends to each other, and owns conn.
+func (c *Client) shake(ctx context.Context, conn net.Conn, transport string, t Target) (Result, error) {
 	hello := tunnel.Hello{Role: "vif", ID: t.Connection, Client: "vif " + c.version}
 	session, welcome, err := tunnel.Dial(ctx, conn, c.id, tunnel.Pin(t.Pin), hello, tunnel.Config{KeepAlive: keepAlive, Logger: c.log})
 	if err != nil {
-		return Result{}, explain(err, t)
+		return Result{}, err
 	}
-	return Result{session, welcome, string(transport)}, nil
+	return Result{session, welcome, transport}, nil
 }
 
 // dialerFor keeps the dialer, which remembers what worked, while the access
@@ -97,9 +177,10 @@ func (c *Client) dialerFor(t Target) (*apidial.Dialer, error) {
 }
 
 // Addresses are those that the API server, or the proxy before it, is reached
-// at: they must never be routed into the tunnel that they carry.
-func (c *Client) Addresses(ctx context.Context, kubeconfig []byte) ([]netip.Addr, error) {
-	cfg, err := restConfig(kubeconfig)
+// at, and those of the direct path: they must never be routed into the tunnel
+// that they carry.
+func (c *Client) Addresses(ctx context.Context, t Target) ([]netip.Addr, error) {
+	cfg, err := restConfig(t.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +201,16 @@ func (c *Client) Addresses(ctx context.Context, kubeconfig []byte) ([]netip.Addr
 			return nil, fault.New(fault.Unavailable, "ctl doctor", "the API server's name does not resolve in the daemon container: %v", err)
 		}
 		all = append(all, addrs...)
+	}
+	for _, d := range t.Direct {
+		host, _, err := net.SplitHostPort(d)
+		if err != nil {
+			continue
+		}
+		// One that does not resolve here is one that is not dialled either.
+		if addrs, err := c.names.Lookup(ctx, host); err == nil {
+			all = append(all, addrs...)
+		}
 	}
 	return all, nil
 }

@@ -48,7 +48,8 @@ func TestAddresses(t *testing.T) {
 		`"server":"https://[fd00::1]:6443"`:                                   {netip.MustParseAddr("fd00::1")},
 		`"server":"https://10.0.0.1:6443","proxy-url":"http://10.0.0.9:3128"`: {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.9")},
 	} {
-		if got, err := c.Addresses(t.Context(), config(cluster, `"token":"t"`)); err != nil || !slices.Equal(got, want) {
+		want = append(want, netip.MustParseAddr("192.0.2.1"))
+		if got, err := c.Addresses(t.Context(), Target{Kubeconfig: config(cluster, `"token":"t"`), Direct: []string{"192.0.2.1:30123", "no address"}}); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %v, %v; want %v", cluster, got, err, want)
 		}
 	}
