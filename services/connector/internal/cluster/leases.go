@@ -54,7 +54,7 @@ func (c *Cluster) HoldConnection(ctx context.Context, namespace, id string, spec
 // engaged already the fault says by whom and since when. The resource version
 // returned is where a Watch begins.
 func (c *Cluster) HoldEngagement(ctx context.Context, namespace string, spec lease.EngagementSpec) (Ref, string, error) {
-	name := lease.EngagementName(spec.WorkloadKind, spec.Workload, spec.Container)
+	name := spec.LeaseName()
 	l := newLease(name, namespace, spec.Client, map[string]string{
 		lease.LabelKind: lease.KindEngagement, lease.LabelConnection: spec.Connection, lease.LabelEngagement: spec.ID,
 	}, lease.Marshal(spec))
@@ -88,6 +88,55 @@ func (c *Cluster) heldBy(ctx context.Context, namespace, name string, spec lease
 		return fault.New(fault.AlreadyExists, "ctl list", "%s is still being restored from the engagement of %s; try again in a moment", what, holder)
 	}
 	return fault.New(fault.AlreadyExists, hint, "%s is engaged by %s since %s (%v ago)", what, holder, since.UTC().Format(time.RFC3339), time.Since(since).Round(time.Second))
+}
+
+// Conflict is the fault that an engagement would meet which another one
+// excludes, nil if there is none. Two that begin at once both meet none: then it
+// is the manager who refuses one of them.
+func (c *Cluster) Conflict(ctx context.Context, namespace string, spec lease.EngagementSpec) error {
+	if spec.Kind == lease.Ingest {
+		return nil // disturbs nobody
+	}
+	list, err := c.Kube.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{LabelSelector: lease.LabelKind + "=" + lease.KindEngagement})
+	if err != nil {
+		return c.explain(err, leaseRight("list", namespace))
+	}
+	for _, l := range list.Items {
+		held, err := lease.Unmarshal[lease.EngagementSpec](l.Annotations[lease.AnnotationSpec])
+		if err != nil || held.WorkloadKind != spec.WorkloadKind || held.Workload != spec.Workload || l.Annotations[lease.AnnotationRelease] != "" {
+			continue
+		}
+		if what, ok := excludes(held, spec); ok {
+			hint := "ctl list"
+			if held.Connection == spec.Connection {
+				hint = "ctl leave " + spec.Workload
+			}
+			return fault.New(fault.AlreadyExists, hint, "%s of %s %s is engaged by %s since %s (%v ago)", what, spec.WorkloadKind, spec.Workload, held.Client,
+				l.CreationTimestamp.UTC().Format(time.RFC3339), time.Since(l.CreationTimestamp.Time).Round(time.Second))
+		}
+	}
+	return nil
+}
+
+// excludes says what of held stands in the way of spec. Two replaces of one
+// container meet in the Lease's name.
+func excludes(held, spec lease.EngagementSpec) (what string, ok bool) {
+	switch {
+	case held.Kind == lease.Ingest || held.Kind == lease.Replace && spec.Kind == lease.Replace:
+		return "", false
+	case held.Kind == lease.Replace:
+		return "the container " + held.Container, true
+	case spec.Kind == lease.Replace:
+		return "a port", true
+	}
+	for _, p := range held.Ports {
+		for _, q := range spec.Ports {
+			if p.Container == q.Container && p.Protocol == q.Protocol {
+				return fmt.Sprintf("port %d/%s", p.Container, p.Protocol), true
+			}
+		}
+	}
+	return "", false
 }
 
 func newLease(name, namespace, holder string, labels map[string]string, spec string) *coordv1.Lease {

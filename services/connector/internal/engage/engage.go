@@ -264,7 +264,7 @@ func (s State) learn(in Input) State {
 		if !s.Stage.Ending() {
 			in.Error = fault.New(fault.FailedPrecondition, "kubectl get leases -n "+s.Requested.Namespace,
 				"the lease %s in namespace %s is gone: the manager did not see it renewed for %v, or someone deleted it; the workload is restored",
-				lease.EngagementName(s.Requested.WorkloadKind, s.Requested.Workload, s.Requested.Container), s.Requested.Namespace, lease.Duration)
+				s.leaseName(), s.Requested.Namespace, lease.Duration)
 		}
 	case TimeOver:
 		in.Error = s.left()
@@ -294,6 +294,11 @@ func (s State) vacate(in Input) State {
 		s.Handler, s.HandlerID = "", ""
 	}
 	return s
+}
+
+func (s State) leaseName() string {
+	r := s.Requested
+	return lease.EngagementSpec{ID: s.ID, Kind: lease.Kind(r.Kind), WorkloadKind: r.WorkloadKind, Workload: r.Workload, Container: r.Container}.LeaseName()
 }
 
 // onlyEcho: while it is being undone, a failure of what went forward is a

@@ -168,6 +168,9 @@ func (s *Set) find(req command.CloseEngagement) (*Live, error) {
 			continue
 		}
 		names = append(names, r.Name)
+		if r.ID == req.Name {
+			return l, nil
+		}
 		if r.Name == req.Name || r.Workload == req.Name || r.Workload+"/"+r.Container == req.Name {
 			found = append(found, l)
 		}
@@ -185,9 +188,9 @@ func (s *Set) find(req command.CloseEngagement) (*Live, error) {
 	var titles []string
 	for _, l := range found {
 		r := l.Record()
-		titles = append(titles, r.Name+" (namespace "+r.Namespace+", connection "+r.Connection+")")
+		titles = append(titles, r.ID+" ("+r.Kind+" "+r.Name+", namespace "+r.Namespace+", connection "+r.Connection+")")
 	}
-	return nil, fault.New(fault.InvalidArgument, "ctl leave --use CONNECTION "+found[0].Record().Name, "%s is ambiguous: %s", req.Name, strings.Join(titles, ", "))
+	return nil, fault.New(fault.InvalidArgument, "ctl leave "+found[0].Record().ID, "%s is ambiguous; each can be named by its id: %s", req.Name, strings.Join(titles, ", "))
 }
 
 // EndAll ends the engagements of a connection and waits until they are over, or

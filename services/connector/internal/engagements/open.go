@@ -15,6 +15,8 @@ import (
 	"berth.dev/lease"
 	"berth.dev/services/connector/internal/engage"
 	"berth.dev/services/connector/internal/workload"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // validate checks what can be checked without anybody's help, and fills in what
@@ -32,11 +34,19 @@ func validate(req *command.OpenEngagement) error {
 		return bad("ctl list", "no workload is named")
 	}
 	switch lease.Kind(req.Kind) {
-	case lease.Replace:
-	case lease.Intercept, lease.Ingest:
-		return fault.New(fault.FailedPrecondition, "ctl replace "+req.Workload, "this version can replace only, not %s", req.Kind)
+	case lease.Replace, lease.Intercept:
+	case lease.Ingest:
+		if len(req.Ports) > 0 {
+			return bad("ctl intercept "+req.Workload+" --port "+req.Ports[0], "an ingest has no traffic, so no ports")
+		}
 	default:
 		return bad("", "%q is no kind of engagement: replace, intercept, ingest", req.Kind)
+	}
+	if req.Service != "" && lease.Kind(req.Kind) != lease.Intercept {
+		return bad("ctl intercept "+req.Workload, "--service belongs to an intercept")
+	}
+	if len(req.ToPod) > 0 {
+		return fault.New(fault.FailedPrecondition, "", "this version cannot bring ports of the pod to the handler (--to-pod)")
 	}
 	if req.Address == "" {
 		req.Address = "127.0.0.1"
@@ -87,11 +97,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if o := w.Obstacle(); o != nil {
 		return nil, o
 	}
-	c, err := w.Container(req.Container)
-	if err != nil {
-		return nil, err
-	}
-	ports, err := workload.Ports(c, req.Ports)
+	c, ports, err := choose(ctx, conn, w, req)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +105,16 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	p := plan{
 		req: req, conn: conn, ports: eventPorts(ports),
 		handlerName: workload.HandlerName(name, ports),
+	}
+	if lease.Kind(req.Kind) == lease.Ingest { // of which there may be several
+		p.handlerName = workload.IngestName(name, req.ID)
+	}
+	p.spec = lease.EngagementSpec{
+		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports,
+	}
+	if err := conn.Cluster.Conflict(ctx, ns, p.spec); err != nil {
+		return nil, err
 	}
 	requested := event.EngagementRequested{
 		Name: name, Connection: conn.ID, Kind: req.Kind, Namespace: ns,
@@ -132,10 +148,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 			return nil, err
 		}
 	}
-	p.spec = lease.EngagementSpec{
-		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
-		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports, TokenHash: p.volumes.hash(),
-	}
+	p.spec.TokenHash = p.volumes.hash()
 	ref, version, err := conn.Cluster.HoldEngagement(ctx, ns, p.spec)
 	if err != nil {
 		return nil, err
@@ -150,6 +163,22 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	}
 	p.ref, p.version = ref, version
 	return newLive(s.w, p, engage.Begin(req.ID, requested, mode, p.ports, time.Now())), nil
+}
+
+// choose finds container and ports, as the kind of engagement understands them.
+func choose(ctx context.Context, conn Connection, w workload.Workload, req command.OpenEngagement) (c corev1.Container, ports []lease.Port, err error) {
+	if lease.Kind(req.Kind) == lease.Intercept {
+		services, err := workload.Services(ctx, conn.Cluster, w)
+		if err != nil {
+			return c, nil, err
+		}
+		return w.Intercept(req.Container, req.Ports, services, req.Service)
+	}
+	if c, err = w.Container(req.Container); err != nil || lease.Kind(req.Kind) == lease.Ingest {
+		return c, nil, err
+	}
+	ports, err = workload.Ports(c, req.Ports)
+	return c, ports, err
 }
 
 // giveUpHandler has runner let go of what it holds for a handler that will not be

@@ -30,6 +30,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/version"
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	"k8s.io/client-go/kubernetes/fake"
@@ -116,11 +117,13 @@ func fakeCluster() *fake.Clientset {
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: cluster.TunnelAccount, Namespace: "berth"}},
 		&appsv1.Deployment{
 			ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"},
-			Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{
+			Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{
 				{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}},
 			}}}},
 		},
 	)
+	_ = k.Tracker().Add(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"},
+		Ports: []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "udp", Port: 53, Protocol: "UDP"}}}})
 	k.Discovery().(*fakediscovery.FakeDiscovery).FakedServerVersion = &version.Info{GitVersion: "v1.34.4"}
 	k.PrependReactor("create", "selfsubjectaccessreviews", func(ktesting.Action) (bool, runtime.Object, error) {
 		return true, &authv1.SelfSubjectAccessReview{Status: authv1.SubjectAccessReviewStatus{Allowed: true}}, nil
@@ -186,6 +189,9 @@ func (r *rig) beManager(ctx context.Context) {
 func (r *rig) reconcile(ctx context.Context, l *coordv1.Lease, mode string, n int) {
 	api := r.kube.CoordinationV1().Leases(l.Namespace)
 	st := lease.EngagementStatus{Phase: lease.Prepared, Method: "surge", Ports: []lease.Port{{Container: 8080, Protocol: "TCP"}}, Pods: []lease.PodStatus{{Name: "web-1", Agent: true}}}
+	if spec, err := lease.Unmarshal[lease.EngagementSpec](l.Annotations[lease.AnnotationSpec]); err == nil && spec.Beside() {
+		st.Ports, st.Method = spec.Ports, lease.Ephemeral
+	}
 	switch {
 	case mode == "idle":
 		return
@@ -405,7 +411,11 @@ func (f *fakeRunner) startDaemon(_ context.Context, q command.StartDaemon) (comm
 			return command.VIFStatus{TunnelUp: true, Door: "172.18.0.4:40000", DoorPin: "door-pin"}, nil
 		}),
 		bus.Handle(svc, command.Engage, q.Connection, func(_ context.Context, e command.EngageHandler) (command.Accepted, error) {
-			f.called(fmt.Sprintf("engage %s:%d", e.Address, e.Ports[0].Handler))
+			at := "engage " + e.Address
+			if len(e.Ports) > 0 { // an ingest has none
+				at += fmt.Sprintf(":%d", e.Ports[0].Handler)
+			}
+			f.called(at)
 			f.mu.Lock()
 			f.engaged = e
 			f.mu.Unlock()

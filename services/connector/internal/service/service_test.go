@@ -247,7 +247,13 @@ func TestReplaceIsRefused(t *testing.T) {
 		{"an address that is none", func(q *command.OpenEngagement) { q.Address = "x" }, fault.InvalidArgument, "not an IP address"},
 		{"a wait for nothing known", func(q *command.OpenEngagement) { q.Wait = "ready" }, fault.InvalidArgument, "--wait is none, listening or healthy"},
 		{"healthy, and no container", func(q *command.OpenEngagement) { q.Wait, q.Handler = "healthy", nil }, fault.InvalidArgument, "needs a handler in a container"},
-		{"a kind of later", func(q *command.OpenEngagement) { q.Kind = "ingest" }, fault.FailedPrecondition, "replace only"},
+		{"an ingest with ports", func(q *command.OpenEngagement) { q.Kind, q.Ports = "ingest", []string{"8080"} }, fault.InvalidArgument, "no traffic, so no ports"},
+		{"an intercept of what is replaced", func(q *command.OpenEngagement) { q.Kind, q.Ports = "intercept", []string{"3000:web"} }, fault.AlreadyExists, "the container app of Deployment web is engaged by me@here since"},
+		{"an intercept without a port", func(q *command.OpenEngagement) { q.Kind = "intercept" }, fault.InvalidArgument, "web (80/TCP) of service web"},
+		{"an intercept of no port", func(q *command.OpenEngagement) { q.Kind, q.Ports = "intercept", []string{"3000:nope"} }, fault.InvalidArgument, `a port named "nope"`},
+		{"a service that is none", func(q *command.OpenEngagement) { q.Kind, q.Service, q.Ports = "intercept", "x", []string{"1"} }, fault.NotFound, "these do: web"},
+		{"a service for a replace", func(q *command.OpenEngagement) { q.Service = "web" }, fault.InvalidArgument, "belongs to an intercept"},
+		{"no kind", func(q *command.OpenEngagement) { q.Kind = "steal" }, fault.InvalidArgument, "no kind of engagement"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			q := r.engageReq("e1")
@@ -274,6 +280,54 @@ func TestReplaceIsRefused(t *testing.T) {
 			t.Errorf("left: %v", got)
 		}
 	})
+}
+
+// Ingests and intercepts stand side by side where they do not exclude each other.
+func TestBeside(t *testing.T) {
+	r := newRig(t)
+	r.connect("c1")
+	open := func(id, kind string, handler bool, ports ...string) error {
+		q := r.engageReq(id)
+		q.Kind, q.Ports = kind, ports
+		if !handler {
+			q.Handler = nil
+		}
+		_, err := bus.Call(t.Context(), r.ctl, command.EngagementOpen, "", q)
+		return err
+	}
+	for id, err := range map[string]error{"i1": open("i1", "ingest", true), "i2": open("i2", "ingest", false), "t1": open("t1", "intercept", false, "3000:web"), "t2": open("t2", "intercept", false, "5353:udp")} {
+		if err != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		bustest.Wait[event.EngagementActive](t, r.ctl, id)
+	}
+	for _, kind := range []string{"intercept", "replace"} {
+		ports := map[string][]string{"intercept": {"1:80"}}[kind]
+		if err := open("x", kind, false, ports...); fault.CodeOf(err) != fault.AlreadyExists || !strings.Contains(err.Error(), "of Deployment web is engaged by me@here since") {
+			t.Errorf("%s beside an intercept: %v", kind, err)
+		}
+	}
+	if got := r.run.history(); !strings.Contains(got, "handler-check ingest-web-i1") || !strings.Contains(got, "engage 127.0.0.1:3000") || !strings.Contains(got, "engage 127.0.0.1:5353") {
+		t.Error(got)
+	}
+	w, err := bus.Call(t.Context(), r.ctl, command.WorkloadsList, "", command.ListWorkloads{Connection: "c1"})
+	if err != nil || len(w.Items) != 1 || !w.Items[0].Engageable || strings.Count(w.Items[0].Holder, "me@here (ingest)") != 2 ||
+		!strings.Contains(w.Items[0].Holder, "me@here (intercept 8080/TCP)") || !strings.Contains(w.Items[0].Holder, "(intercept 53/UDP)") {
+		t.Errorf("%+v, %v", w, err)
+	}
+	// Four go by one name; each can be named by its id.
+	if _, err := bus.Call(t.Context(), r.ctl, command.EngagementClose, "", command.CloseEngagement{Name: "web"}); fault.CodeOf(err) != fault.InvalidArgument || !strings.Contains(err.Error(), "t2 (intercept web, namespace shop") {
+		t.Errorf("%v", err)
+	}
+	for _, id := range []string{"t2", "i1", "i2", "t1"} {
+		call(r, command.EngagementClose, command.CloseEngagement{Name: id})
+		if _, last := r.ends(subject.Engagement, id); last.Type != event.TypeOf(event.EngagementEnded{}) {
+			t.Errorf("%s: %s", id, last.Data)
+		}
+	}
+	if got := r.leases(); len(got) != 1 {
+		t.Errorf("left: %v", got)
+	}
 }
 
 func TestReplaceFails(t *testing.T) {

@@ -45,8 +45,9 @@ func (s *service) workloads(ctx context.Context, req command.ListWorkloads) (com
 	return out, nil
 }
 
-// record is a workload with what stands in the way of engaging it. One of
-// several containers that is engaged leaves the others engageable.
+// record is a workload with who engages it, and what stands in the way of
+// engaging it: that every container is replaced. One of several leaves the others
+// engageable, and ingests and intercepts leave the workload so.
 func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 	r := command.Workload{
 		Kind: w.Kind, Name: w.Name, Namespace: w.Namespace,
@@ -61,12 +62,23 @@ func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 		if err != nil || spec.WorkloadKind != w.Kind || spec.Workload != w.Name {
 			continue
 		}
-		holders, engaged = append(holders, spec.Client), append(engaged, spec.Container)
+		switch spec.Kind {
+		case lease.Ingest:
+			holders = append(holders, spec.Client+" (ingest)")
+		case lease.Intercept:
+			var ports []string
+			for _, p := range spec.Ports {
+				ports = append(ports, fmt.Sprintf("%d/%s", p.Container, p.Protocol))
+			}
+			holders = append(holders, spec.Client+" (intercept "+strings.Join(ports, " ")+")")
+		default:
+			holders, engaged = append(holders, spec.Client), append(engaged, spec.Container)
+		}
 		r.Engagement = spec.ID
 	}
 	if len(holders) > 0 {
 		r.Holder = strings.Join(holders, ", ")
-		if len(engaged) >= len(w.Containers) {
+		if len(engaged) > 0 && len(engaged) >= len(w.Containers) {
 			r.Engageable, r.Reason = false, "engaged by "+r.Holder
 		}
 	}

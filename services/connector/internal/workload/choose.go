@@ -154,3 +154,8 @@ func HandlerName(engagement string, ports []lease.Port) string {
 	}
 	return n
 }
+
+// IngestName is the same of an ingest, which has no port and is not alone.
+func IngestName(engagement, id string) string {
+	return "ingest-" + strings.ReplaceAll(engagement, "/", "-") + "-" + id
+}
