@@ -17,6 +17,13 @@
 //	probe halfclose ADDR            sends, closes its half, reads the echo to the end
 //	probe echo PORT|ADDR:PORT…      TCP and UDP echo server
 //	probe hash                      prints the SHA-256 of its stdin
+//	probe tree PATH…                prints all that lies there, with hashes
+//	probe environ                   prints the environment, values as hashes
+//	probe write FILE BYTES          random bytes, synced; prints their hash
+//	probe hashof FILE, probe cat FILE, probe put FILE TEXT
+//	probe fill FILE BYTES           a disk that is too small says ENOSPC
+//	probe loop FILE SECONDS         writes, syncs and reads records; none is torn
+//	probe whoami                    asks the API server, with client-go
 //	probe apart                     writes "out" to stdout and "err" to stderr
 package main
 
@@ -58,6 +65,9 @@ func run(args []string) error {
 			return args[i]
 		}
 		return ""
+	}
+	if known, err := filesWord(args); known {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
