@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth.dev/e2e/rig"
+)
+
+// untouched returns a check that the example's pods are those of now: none is
+// new, and none was restarted.
+func untouched(t *testing.T) func() {
+	t.Helper()
+	before := podNames(t)
+	return func() {
+		t.Helper()
+		if now := podNames(t); now != before {
+			t.Errorf("pods %s, before %s", now, before)
+		}
+		restored(t)
+	}
+}
+
+func TestIngest(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	check := untouched(t)
+
+	// The environment, to a local command; the second time the agent is there.
+	for range 2 {
+		r := ctl.Must(t, "ingest", "frontend-v1", "--env-json", "-", "--", "true")
+		var env map[string]string
+		if err := json.Unmarshal([]byte(r.Stdout), &env); err != nil {
+			t.Fatalf("%v: %v", err, r)
+		}
+		for k, want := range map[string]string{"GREETING": "hello from the cluster's config map", "API_TOKEN": "not-so-secret-canary", "BACKEND_URL": "http://backend", "MULTI_LINE": "first\nsecond\nthird"} {
+			if env[k] != want {
+				t.Errorf("%s=%q, want %q", k, env[k], want)
+			}
+		}
+		if !strings.HasPrefix(env["POD_NAME"], "frontend-v1-") {
+			t.Errorf("POD_NAME=%q", env["POD_NAME"])
+		}
+	}
+	// Several at once, in containers, while the workload answers as ever.
+	one := ctl.Start(t, "ingest", "frontend-v1", "--docker-run", "--", probeImage, "serve", ":9001")
+	two := ctl.Start(t, "ingest", "frontend-v1", "--docker-run", "--", probeImage, "serve", ":9002")
+	rig.Eventually(t, time.Minute, "both ingests are active", func(context.Context) (bool, string) {
+		r := ctl.Run(t, "status", "--output", "json")
+		return strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`) == 2, r.String()
+	})
+	answers(t, time.Second, "frontend v1")
+	list := ctl.Must(t, "list")
+	if strings.Count(list.Stdout, "(ingest)") != 2 {
+		t.Errorf("both holders are to be named: %v", list)
+	}
+	for _, p := range []*rig.Proc{one, two} {
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+	}
+	check()
+}
+
+func TestIntercept(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	check := untouched(t)
+
+	t.Run("leave", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
+		body := answers(t, time.Minute, "frontend v2")
+		if !strings.Contains(body, "backend: hello from the backend in the cluster") || !strings.Contains(body, "GREETING=hello from the cluster's config map") {
+			t.Errorf("the handler has not all of it:\n%s", body)
+		}
+		// The port is taken; an ingest is welcome all the same.
+		refused(t, ctl, 1, []string{"port 8080/TCP of Deployment frontend-v1 is engaged by", "ctl leave frontend-v1"}, "intercept", "frontend-v1", "--port", "9090:http")
+		ctl.Must(t, "ingest", "frontend-v1", "--env-json", "-", "--", "true")
+		ctl.Must(t, "leave", "frontend-v1")
+		answers(t, 2*time.Second, "frontend v1")
+		if r := p.Wait(t, time.Minute); r.Code != 143 && r.Code != 2 {
+			t.Logf("the handler's end: %v", r)
+		}
+		check()
+	})
+	t.Run("handler exits", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
+		answers(t, time.Minute, "frontend v2")
+		rig.Docker(t, "kill", "--signal", "KILL", handlerOf(t, "frontend-v1"))
+		if r := p.Wait(t, time.Minute); r.Code != 137 {
+			t.Errorf("want the handler's exit code 137: %v", r)
+		}
+		check()
+	})
+	t.Run("another port and protocol are untouched", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "echo", "--port", "9999:tcp", "--service", "echo", "--docker-run", "--", probeImage, "serve", ":9999")
+		rig.Eventually(t, time.Minute, "the handler answers for the echo service", func(ctx context.Context) (bool, string) {
+			got, err := cluster.Get(ctx, "http://echo:7007")
+			if err != nil {
+				return false, err.Error()
+			}
+			return strings.HasPrefix(got, "probe\n"), got
+		})
+		if out, err := probe(t, daemonOf(t), "udp", "echo:7007", "hello"); err != nil {
+			t.Errorf("UDP on the same number: %v: %s", err, out)
+		}
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+		if out, err := probe(t, daemonOf(t), "halfclose", "echo:7007"); err != nil {
+			t.Errorf("after the end: %v: %s", err, out)
+		}
+	})
+	t.Run("killed client", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
+		answers(t, time.Minute, "frontend v2")
+		if err := p.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		answers(t, 20*time.Second, "frontend v1")
+		noHandler(t)
+		check()
+	})
+}
