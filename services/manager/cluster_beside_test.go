@@ -215,3 +215,59 @@ func TestClusterInterceptProbedByHTTP(t *testing.T) {
 		p.Containers[0].ReadinessProbe, p.Containers[0].LivenessProbe = probe, probe
 	})
 }
+
+// Nothing is lost, and nothing comes to the app, while the workload is rolled out
+// and scaled under an intercept; the new pods are intercepted too.
+func TestClusterInterceptRolloutAndScale(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	dst := r.workload("Deployment", 2)
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, true)
+	b.until(lease.Active)
+	stop := r.loop(dst)
+	before := r.pods()
+	patch := `{"spec":{"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`
+	_, err := r.client.AppsV1().Deployments(r.namespace).Patch(t.Context(), "web", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	must(t, err)
+	rollout := r.rolledOut(before, 2)
+	_, err = r.client.AppsV1().Deployments(r.namespace).Patch(t.Context(), "web", types.StrategicMergePatchType, []byte(`{"spec":{"replicas":4}}`), metav1.PatchOptions{})
+	must(t, err)
+	up := r.until("four replicas are Ready", 60*time.Second, func() bool { return r.readyOriginals() == 4 })
+	st, _ := r.status(b.lease)
+	_, err = r.client.AppsV1().Deployments(r.namespace).Patch(t.Context(), "web", types.StrategicMergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{})
+	must(t, err)
+	r.until("one replica is left", 60*time.Second, func() bool { return r.readyOriginals() == 1 && len(r.pods()) == 1 })
+	time.Sleep(5 * time.Second) // until the last of the others has gone
+	c := stop()
+	if len(st.Pods) < 4 || !st.Pods[3].Agent {
+		t.Errorf("status %+v", st)
+	}
+	b.leave()
+	r.until("the app answers", 5*time.Second, func() bool {
+		got, err := r.get(t.Context(), dst)
+		return err == nil && !strings.Contains(got, r.handler)
+	})
+	t.Logf("rollout in %v, scaled up in %v; %d requests to the handler, %d to the app, %d lost", rollout, up, c.handler, c.original, len(c.errs))
+	if c.handler < 100 || c.original > 0 || len(c.errs) > 0 {
+		t.Errorf("%d to the app, lost: %v", c.original, c.errs)
+	}
+	// A pod that comes after the end is Ready without us.
+	must(t, r.client.CoreV1().Pods(r.namespace).Delete(t.Context(), r.pods()[0].Name, metav1.DeleteOptions{}))
+	r.until("a new pod is Ready", 30*time.Second, func() bool { return r.readyOriginals() == 1 })
+}
+
+// rolledOut waits until none of the pods is left and n others are Ready.
+func (r *rig) rolledOut(before []corev1.Pod, n int) time.Duration {
+	r.t.Helper()
+	return r.until("the rollout is complete", 90*time.Second, func() bool {
+		now := r.pods()
+		for _, p := range now {
+			for _, q := range before {
+				if p.UID == q.UID {
+					return false
+				}
+			}
+		}
+		return len(now) == n && r.readyOriginals() == n
+	})
+}

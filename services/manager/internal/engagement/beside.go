@@ -50,7 +50,7 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 		live = append(live, e)
 	}
 	agents := c.hub.Beside()
-	if len(live) == 0 && !slices.ContainsFunc(values(pods), func(p *corev1.Pod) bool { return len(agents[string(p.UID)]) > 0 }) {
+	if len(live) == 0 && !slices.ContainsFunc(values(pods), func(p *corev1.Pod) bool { return len(agents[string(p.UID)]) > 0 || gated(p) }) {
 		return true, nil
 	}
 	if err := c.populate(ctx, k, live, pods, agents); err != nil {
@@ -84,7 +84,10 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 		}
 	}
 	c.tellBeside(ctx, plan, connections)
-	settled = true
+	if err := c.gates(ctx, k, m, live, pods, agents); err != nil {
+		return false, err
+	}
+	settled = !slices.ContainsFunc(values(pods), gated)
 	for _, e := range live {
 		ok, err := c.judgeBeside(ctx, k, m, e, pods, agents)
 		if err != nil {

@@ -167,7 +167,7 @@ func (c *Controller) podChanged(o any) {
 // keyOf is the workload that a pod is marked with.
 func keyOf(p *corev1.Pod) (Key, bool) {
 	kind, name, ok := cut(p.Annotations[lease.AnnotationWorkload])
-	if !ok || p.Labels[lease.LabelEngagement] == "" && p.Labels[lease.LabelReleased] == "" {
+	if !ok || p.Labels[lease.LabelEngagement] == "" && p.Labels[lease.LabelReleased] == "" && !gated(p) {
 		return Key{}, false
 	}
 	return Key{p.Namespace, kind, name}, true

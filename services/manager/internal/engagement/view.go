@@ -337,7 +337,7 @@ func hasAddress(p *corev1.Pod, a netip.Addr) bool {
 // its engagement. Only a namespace that has engagements costs a look-up, which
 // asks the API server: a rollout's ReplicaSet is younger than any cache.
 func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerReference) (inject.Engagement, bool, error) {
-	if arbitrate(v.engagements(namespace, func(e *engagement) bool { return !e.spec.Beside() })).replace == nil {
+	if len(v.engagements(namespace, func(e *engagement) bool { return e.ended == "" && e.spec.Kind != lease.Ingest })) == 0 {
 		return inject.Engagement{}, false, nil
 	}
 	k := Key{namespace, owner.Kind, owner.Name}
@@ -350,7 +350,13 @@ func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerR
 			k.Kind, k.Name = d.Kind, d.Name
 		}
 	}
-	e := arbitrate(v.engagements(namespace, func(e *engagement) bool { return e.key() == k })).replace
+	r := arbitrate(v.engagements(namespace, func(e *engagement) bool { return e.key() == k }))
+	e := r.replace
+	for _, b := range r.beside {
+		if e == nil && b.spec.Kind == lease.Intercept {
+			e = b
+		}
+	}
 	if e == nil {
 		return inject.Engagement{}, false, nil
 	}

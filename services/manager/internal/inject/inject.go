@@ -83,7 +83,11 @@ func Ports(c *corev1.Container, asked []lease.Port) []lease.Port {
 
 // Pod returns the JSON patch that engages the pod.
 func Pod(pod *corev1.Pod, e Engagement, o Options) ([]byte, error) {
-	if e.Kind != lease.Replace {
+	switch e.Kind {
+	case lease.Replace:
+	case lease.Intercept:
+		return gate(pod, e)
+	default:
 		return nil, fmt.Errorf("inject: engagements of kind %q need no new pod", e.Kind)
 	}
 	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == e.Container })
@@ -110,6 +114,24 @@ func Pod(pod *corev1.Pod, e Engagement, o Options) ([]byte, error) {
 		{"add", "/metadata/annotations", annotations},
 		{"add", "/spec/volumes", volumes},
 		{"replace", "/spec/containers/" + strconv.Itoa(i), c},
+	})
+}
+
+// Gate is the condition without which a new pod of an intercepted workload is
+// not Ready: it is True when its traffic is diverted, so that nothing that a
+// rollout or a scaling sends to the pod comes to the app.
+const Gate = corev1.PodConditionType(lease.Group + "/diverted")
+
+// gate adds the gate; the agent comes by an ephemeral container.
+func gate(pod *corev1.Pod, e Engagement) ([]byte, error) {
+	annotations := map[string]string{}
+	for k, v := range pod.Annotations {
+		annotations[k] = v
+	}
+	annotations[lease.AnnotationWorkload] = e.Workload
+	return json.Marshal([]op{
+		{"add", "/metadata/annotations", annotations},
+		{"add", "/spec/readinessGates", append(slices.Clone(pod.Spec.ReadinessGates), corev1.PodReadinessGate{ConditionType: Gate})},
 	})
 }
 

@@ -253,6 +253,21 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// A new pod of an intercepted workload is changed in nothing but what makes it wait.
+func TestGate(t *testing.T) {
+	pod := read(t, "testdata/plain.json")
+	pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "theirs"}}
+	pod.Annotations = map[string]string{"a": "b"}
+	e := replace("app")
+	e.Kind = lease.Intercept
+	patch, err := Pod(pod, e, options)
+	want := `[{"op":"add","path":"/metadata/annotations","value":{"a":"b","berth.dev/workload":"Deployment/web"}},` +
+		`{"op":"add","path":"/spec/readinessGates","value":[{"conditionType":"theirs"},{"conditionType":"berth.dev/diverted"}]}]`
+	if err != nil || string(patch) != want {
+		t.Errorf("%s, %v", patch, err)
+	}
+}
+
 func TestPorts(t *testing.T) {
 	c := &corev1.Container{Ports: []corev1.ContainerPort{{Name: "dns", ContainerPort: 53, Protocol: "UDP"}, {ContainerPort: 80}, {ContainerPort: 99, Protocol: "SCTP"}}}
 	if got := fmt.Sprint(Ports(c, nil)); got != "[{53 53 UDP dns} {80 80 TCP }]" {
