@@ -10,7 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"berth.dev/bus/event"
 	"berth.dev/e2e/rig"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
 // An env file says what the handler's environment is, may be read by its owner
@@ -160,4 +165,78 @@ func ask(t *testing.T) (stop func() map[string]int) {
 		done <- all
 	}()
 	return func() map[string]int { cancel(); return <-done }
+}
+
+// Secrets that the user may not read are refused or masked, and a fact says so by
+// name only. What the installation excludes leaves the cluster for nobody.
+func TestSecrets(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	// A user with the documented rights of a client, and no right to read Secrets.
+	limited := *ctl
+	limited.Kubeconfig = kubeconfig(t, func(c *clientcmdapi.Config) {
+		for _, a := range c.AuthInfos {
+			a.Impersonate = "berth-e2e-limited"
+		}
+	})
+	grant(t, "berth-e2e-limited")
+	connect(t, &limited)
+	before := podNames(t)
+	refused(t, &limited, 1, []string{"frontend-secret", "--secrets mask"}, "replace", "frontend-v1", "--docker-run", "--", probeImage)
+	if now := podNames(t); now != before {
+		t.Errorf("a refused command touched the pods: %s, now %s", before, now)
+	}
+	const show = `echo "token=$API_TOKEN greeting=$GREETING"`
+	r := limited.Must(t, "replace", "frontend-v1", "--secrets", "mask", "--", "sh", "-c", show)
+	if !strings.Contains(r.Stdout, "token=masked greeting=hello from the cluster's config map") || !strings.Contains(r.Stderr, "frontend-secret") {
+		t.Errorf("want the token masked, and said: %v", r)
+	}
+	restored(t)
+	e := ctl.Must(t, "events", "--since", "start", "--no-follow", "--output", "json")
+	found := false
+	for _, env := range rig.Lines[event.Envelope](t, e.Stdout) {
+		if f, ok := event.Decode[event.SecretsReviewed](env); ok {
+			found = true
+			valid(t, env)
+			if f.Policy != "mask" || len(f.Granted) != 0 || len(f.Masked) != 1 || f.Masked[0] != "frontend-secret" {
+				t.Errorf("%+v", f)
+			}
+		}
+	}
+	if !found || strings.Contains(e.Stdout, "not-so-secret-canary") {
+		t.Errorf("reviewed: %v; a value in a fact: %v", found, strings.Contains(e.Stdout, "not-so-secret-canary"))
+	}
+	limited.Must(t, "quit", "--all")
+
+	ctl.Must(t, "install", "--exclude-env", "API_*")
+	t.Cleanup(func() { ctl.Must(t, "install") })
+	connect(t, ctl)
+	r = ctl.Must(t, "replace", "frontend-v1", "--", "sh", "-c", show)
+	if !strings.Contains(r.Stdout, "token= greeting=hello from the cluster's config map") {
+		t.Errorf("want the token left out: %v", r)
+	}
+	restored(t)
+}
+
+// grant gives a user the documented rights of a client, in every namespace.
+func grant(t *testing.T, user string) {
+	t.Helper()
+	subject := []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: user, APIGroup: rbacv1.GroupName}}
+	crb := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: user}, Subjects: subject,
+		RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "berth-client", APIGroup: rbacv1.GroupName},
+	}
+	api := cluster.Kube.RbacV1().ClusterRoleBindings()
+	if _, err := api.Create(t.Context(), crb, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = api.Delete(context.Background(), user, metav1.DeleteOptions{}) })
+	rb := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: user, Namespace: "berth"}, Subjects: subject,
+		RoleRef: rbacv1.RoleRef{Kind: "Role", Name: "berth-client", APIGroup: rbacv1.GroupName},
+	}
+	own := cluster.Kube.RbacV1().RoleBindings("berth")
+	if _, err := own.Create(t.Context(), rb, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = own.Delete(context.Background(), user, metav1.DeleteOptions{}) })
 }

@@ -83,6 +83,9 @@ type Info struct {
 	// Webhook is the outcome of the manager's last self-test of its admission
 	// webhook: "ok", or what failed.
 	Webhook string `json:"webhook"`
+	// ExcludeEnv are the variables (patterns of path.Match) that this
+	// installation keeps in the cluster.
+	ExcludeEnv []string `json:"excludeEnv,omitempty"`
 }
 
 // ConnectionSpec is the annotation of a connection's Lease.

@@ -130,6 +130,10 @@ type OpenEngagement struct {
 	// DockerMount is the folder in the handler below which they are mounted, as
 	// given with --docker-mount. It wins over a folder in Mount.
 	DockerMount string `json:"dockerMount,omitempty"`
+	// Secrets says what becomes of the Secrets that the container has: allow (the
+	// default) gives them, and refuses the engagement where the user may not read
+	// one; mask gives those that the user may read; deny gives none.
+	Secrets string `json:"secrets,omitempty"`
 	// Wait says what is waited for before the traffic goes to the handler: none
 	// (its start), listening (its TCP and UDP ports) or healthy (what its image's
 	// HEALTHCHECK says, or its ports where there is none). Empty is listening
@@ -155,6 +159,13 @@ type Handler struct {
 	// sends HandlerStart itself; otherwise connector starts it at once.
 	Attach bool `json:"attach,omitempty"`
 }
+
+// Values of OpenEngagement.Secrets.
+const (
+	SecretsAllow = "allow"
+	SecretsMask  = "mask"
+	SecretsDeny  = "deny"
+)
 
 // Values of OpenEngagement.Wait.
 const (
@@ -252,6 +263,9 @@ type InstallCluster struct {
 	Namespace  string          `json:"namespace"` // the manager's
 	Image      string          `json:"image,omitempty"`
 	Direct     string          `json:"direct,omitempty"` // type of the Service for the direct path; empty: NodePort
+	// ExcludeEnv are names of variables, or patterns as of path.Match, that never
+	// leave the cluster; only for an installation, which they replace.
+	ExcludeEnv []string `json:"excludeEnv,omitempty"`
 }
 
 // JoinNetwork attaches a workspace container to a Docker network.

@@ -217,6 +217,14 @@ type EngagementRequested struct {
 	NoVolumes string `json:"noVolumes,omitempty"`
 }
 
+// SecretsReviewed: the Secrets of the engaged container, by name, that the user
+// gets, and those whose values are kept back. Stated where there are any.
+type SecretsReviewed struct {
+	Policy  string   `json:"policy"` // allow, mask or deny
+	Granted []string `json:"granted"`
+	Masked  []string `json:"masked"`
+}
+
 // WorkloadPrepared: an agent stands in every pod of the workload.
 type WorkloadPrepared struct {
 	Pods   []string `json:"pods"`

@@ -7,7 +7,7 @@ import "berth.dev/bus/subject"
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
-		EngagementRequested{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
@@ -86,6 +86,11 @@ func (Disconnected) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (EngagementRequested) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Connector, "requested"
+}
+
+// Fact implements Data.
+func (SecretsReviewed) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Connector, "secrets-reviewed"
 }
 
 // Fact implements Data.

@@ -30,6 +30,9 @@ type Options struct {
 	// Direct is the type of the Service by which clients reach the manager without
 	// the API server: NodePort (the default), LoadBalancer, or ClusterIP for not at all.
 	Direct string
+	// ExcludeEnv are variables that never leave the cluster, with commas between
+	// them: names, or patterns with * and ?.
+	ExcludeEnv string
 }
 
 type values struct {
@@ -41,6 +44,7 @@ var (
 	namespacePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	imagePattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$`)
 	versionPattern   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	excludePattern   = regexp.MustCompile(`^[A-Za-z0-9._*?-]+(,[A-Za-z0-9._*?-]+)*$`)
 	levelPattern     = regexp.MustCompile(`^(debug|info|warn|error)$`)
 )
 
@@ -67,6 +71,8 @@ func Render(o Options) ([]byte, error) {
 		return nil, fmt.Errorf("render manifests: %q cannot be a label's value", o.Version)
 	case o.Direct != "NodePort" && o.Direct != "LoadBalancer" && o.Direct != "ClusterIP":
 		return nil, fmt.Errorf("render manifests: %q is no type of Service for the direct path: NodePort, LoadBalancer or ClusterIP", o.Direct)
+	case o.ExcludeEnv != "" && !excludePattern.MatchString(o.ExcludeEnv):
+		return nil, fmt.Errorf("render manifests: %q are no names of variables (with * and ? for any characters, and any one)", o.ExcludeEnv)
 	case !levelPattern.MatchString(o.LogLevel):
 		return nil, errors.New("render manifests: the log level is debug, info, warn or error")
 	}
@@ -77,11 +83,12 @@ func Render(o Options) ([]byte, error) {
 // (--create-namespace) and is therefore not told to.
 func Chart() ([]byte, error) {
 	return execute(values{Options: Options{
-		Namespace: "{{ .Release.Namespace }}",
-		Image:     "{{ .Values.image }}",
-		Version:   "{{ .Chart.AppVersion }}",
-		LogLevel:  "{{ .Values.logLevel }}",
-		Direct:    "{{ .Values.direct }}",
+		Namespace:  "{{ .Release.Namespace }}",
+		Image:      "{{ .Values.image }}",
+		Version:    "{{ .Chart.AppVersion }}",
+		LogLevel:   "{{ .Values.logLevel }}",
+		Direct:     "{{ .Values.direct }}",
+		ExcludeEnv: "{{ .Values.excludeEnv }}",
 	}})
 }
 

@@ -9,7 +9,7 @@ import (
 	"text/template"
 )
 
-var options = Options{Namespace: "berth", Image: "registry.example/berth-cluster:1.2.3", Version: "1.2.3", LogLevel: "info", Direct: "NodePort"}
+var options = Options{Namespace: "berth", Image: "registry.example/berth-cluster:1.2.3", Version: "1.2.3", LogLevel: "info", Direct: "NodePort", ExcludeEnv: "AWS_*,TOKEN"}
 
 // The chart's file is what Chart generates, and Helm's rendering of it is what
 // Render gives: the chart uses nothing but text/template.
@@ -33,7 +33,7 @@ func TestChartIsTheManifests(t *testing.T) {
 	err = tmpl.Execute(&got, map[string]any{
 		"Release": map[string]string{"Namespace": options.Namespace},
 		"Chart":   map[string]string{"AppVersion": options.Version},
-		"Values":  map[string]string{"image": options.Image, "logLevel": options.LogLevel, "direct": options.Direct},
+		"Values":  map[string]string{"image": options.Image, "logLevel": options.LogLevel, "direct": options.Direct, "excludeEnv": options.ExcludeEnv},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestRefusesWhatWouldBreakTheYAML(t *testing.T) {
 		{Image: `i"`, Version: "1"},
 		{Image: "", Version: "1"},
 		{Image: "i", Version: "1 2"},
-		{Image: "i", Version: "1", LogLevel: "loud"},
+		{Image: "i", Version: "1", ExcludeEnv: "AWS_*,TOKEN", LogLevel: "loud"},
 	} {
 		if _, err := Render(o); err == nil {
 			t.Errorf("rendered %+v", o)

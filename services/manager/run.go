@@ -88,14 +88,14 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	found := &discovery.Discovery{Client: client, PodIPs: view.PodIPs, Log: log}
-	srv := &tunnelserver.Server{Identity: id, Version: version, InstallationID: installation, Resolver: resolver, Cluster: view, Hub: sessions, Log: log,
+	srv := &tunnelserver.Server{Identity: id, Version: version, InstallationID: installation, Resolver: resolver, Cluster: view, Hub: sessions, ExcludeEnv: cfg.excludeEnv, Log: log,
 		Discovery: found}
 	var ready atomic.Bool
 	g.Go(func() error { return hook.Serve(ctx, cfg.webhook) })
 	g.Go(func() error { return serveHTTP(ctx, cfg.listen, srv, &ready) })
 	g.Go(func() error { return control.Run(ctx) })
 	g.Go(func() error {
-		info := lease.Info{Version: version, InstallationID: installation, Pin: string(id.Pin())}
+		info := lease.Info{Version: version, InstallationID: installation, Pin: string(id.Pin()), ExcludeEnv: cfg.excludeEnv}
 		return publish(ctx, client, cfg.namespace, info, found, hook, log)
 	})
 	ready.Store(true)

@@ -32,6 +32,7 @@ type engageFlags struct {
 	message   string
 	wait      string
 	waitLimit time.Duration
+	secrets   string
 }
 
 func (f *engageFlags) register(fs *flag.FlagSet) {
@@ -41,6 +42,7 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.namespace, "n", "", "`NAMESPACE` of the workload (default: the connected one)")
 	fs.StringVar(&f.namespace, "namespace", "", "the same as -n")
 	f.env.register(fs)
+	fs.StringVar(&f.secrets, "secrets", "", "what of the container's Secrets comes to the handler, by `POLICY`: allow, all of them, and refused where you may not read one (the default); mask, those that you may read; deny, none")
 	fs.StringVar(&f.message, "wait-message", "", "`TEXT` to print when the engagement is active")
 	if f.kind != lease.Ingest {
 		fs.StringVar(&f.wait, "wait", "", "what of the handler is waited for `UNTIL` the traffic goes to it: none, listening (its ports; the default) or healthy (its image's HEALTHCHECK, or its ports where there is none)")
@@ -87,6 +89,11 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 	case "", command.WaitNone, command.WaitListening, command.WaitHealthy:
 	default:
 		return fault.New(fault.InvalidArgument, "--wait listening", "--wait is none, listening or healthy, not %q", f.wait)
+	}
+	switch f.secrets {
+	case "", command.SecretsAllow, command.SecretsMask, command.SecretsDeny:
+	default:
+		return fault.New(fault.InvalidArgument, "--secrets mask", "--secrets is allow, mask or deny, not %q", f.secrets)
 	}
 	if f.waitLimit < 0 || f.waitLimit > 0 && f.wait == command.WaitNone {
 		return fault.New(fault.InvalidArgument, "--wait listening --wait-limit 60s", "--wait-limit %v: nothing to wait for", f.waitLimit)
@@ -151,6 +158,6 @@ func (f *engageFlags) request(connection, workload string) command.OpenEngagemen
 		Connection: connection, Kind: string(f.kind), Namespace: f.namespace, Workload: workload,
 		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, ToPod: f.toPod,
 		Mount: f.mount, DockerMount: f.dockerDir,
-		Wait: f.wait, WaitMillis: f.waitLimit.Milliseconds(),
+		Secrets: f.secrets, Wait: f.wait, WaitMillis: f.waitLimit.Milliseconds(),
 	}
 }

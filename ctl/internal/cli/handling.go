@@ -349,6 +349,9 @@ func (h *handling) see(e event.Envelope) {
 			p.Notice("ctl: the handler is without the remote volumes: %s", f.NoVolumes)
 		}
 	}
+	if f, ok := event.Decode[event.SecretsReviewed](e); ok && len(f.Masked) > 0 {
+		p.Notice("ctl: the values of these Secrets are masked: %s", strings.Join(f.Masked, ", "))
+	}
 	if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
 		step("workload prepared", "%d pod(s), by %s", len(f.Pods), f.Method)
 	}

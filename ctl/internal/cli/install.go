@@ -26,6 +26,7 @@ type installFlags struct {
 	image   string
 	manager string
 	direct  string
+	exclude usage.List
 }
 
 // serviceTypes are the values of --direct, and the type of the Service for each.
@@ -54,6 +55,7 @@ func (a *App) installation(verb, short string, spec command.Spec[command.Install
 	if verb == "install" {
 		c.Flags.StringVar(&f.image, "image", "", "`IMAGE` of the cluster side (default: berth-cluster:VERSION; environment: BERTH_CLUSTER_IMAGE)")
 		c.Flags.StringVar(&f.direct, "direct", "nodeport", "how clients may reach the manager without the API server between, which is faster: `nodeport`, loadbalancer or off")
+		c.Flags.Var(&f.exclude, "exclude-env", "`NAME` of a variable that never leaves the cluster, with * and ? for any characters; repeatable. It replaces what an earlier installation had")
 	}
 	c.Run = a.run(func(ctx context.Context, l usage.Line) error {
 		if err := noWords(verb, l); err != nil {
@@ -95,7 +97,7 @@ func (a *App) install(ctx context.Context, f *installFlags, spec command.Spec[co
 	if err != nil {
 		return err
 	}
-	req := command.InstallCluster{ID: busclient.NewID("i"), Kubeconfig: cfg, Networks: reach.Networks, Namespace: f.manager, Image: f.image, Direct: serviceTypes[f.direct]}
+	req := command.InstallCluster{ID: busclient.NewID("i"), Kubeconfig: cfg, Networks: reach.Networks, Namespace: f.manager, Image: f.image, Direct: serviceTypes[f.direct], ExcludeEnv: f.exclude}
 	tail, err := up.Conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Installation, req.ID))
 	if err != nil {
 		return err

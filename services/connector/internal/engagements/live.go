@@ -36,6 +36,7 @@ type plan struct {
 	ports       []event.Port
 	handlerName string
 	volumes     *volumes // nil: none are mounted
+	secrets     *review  // nil: the container has none
 	ref         cluster.Ref
 	version     string // of the Lease, where its watch begins
 }

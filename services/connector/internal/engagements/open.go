@@ -63,6 +63,11 @@ func validate(req *command.OpenEngagement) error {
 	default:
 		return bad("--wait listening", "--wait is none, listening or healthy, not %q", req.Wait)
 	}
+	switch req.Secrets {
+	case "", command.SecretsAllow, command.SecretsMask, command.SecretsDeny:
+	default:
+		return bad("--secrets mask", "--secrets is allow, mask or deny, not %q", req.Secrets)
+	}
 	if req.WaitMillis < 0 {
 		return bad("", "the limit of the wait is negative")
 	}
@@ -101,9 +106,13 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if err != nil {
 		return nil, err
 	}
+	secrets, err := reviewSecrets(ctx, conn.Cluster, w, c, req.Secrets)
+	if err != nil {
+		return nil, err
+	}
 	name := w.EngagementName(c.Name)
 	p := plan{
-		req: req, conn: conn, ports: eventPorts(ports),
+		req: req, conn: conn, secrets: secrets, ports: eventPorts(ports),
 		handlerName: workload.HandlerName(name, ports),
 	}
 	if lease.Kind(req.Kind) == lease.Ingest { // of which there may be several
@@ -160,6 +169,11 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 			s.w.Log.Warn("the engagement's lease is left to the manager", "engagement", req.ID, "err", derr)
 		}
 		return nil, fmt.Errorf("state that the engagement was requested: %w", err)
+	}
+	if f := secrets.fact(); f != nil {
+		if err := s.w.Bus.State(ctx, req.ID, f); err != nil {
+			s.w.Log.Error("the review of Secrets could not be stated", "engagement", req.ID, "err", err)
+		}
 	}
 	p.ref, p.version = ref, version
 	return newLive(s.w, p, engage.Begin(req.ID, requested, mode, p.ports, time.Now())), nil

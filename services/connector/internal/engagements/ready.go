@@ -127,7 +127,7 @@ func (s *Set) Environment(ctx context.Context, req command.EngagementRef) (comma
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepWithin)
 	defer cancel()
-	env, err := l.plan.conn.Link.Environment(ctx, req.Engagement)
+	env, err := l.environment(ctx)
 	if err != nil {
 		return none, err
 	}

@@ -149,7 +149,7 @@ type remote struct {
 
 // read asks for the environment, and for those volumes that are single files.
 func (l *Live) read(ctx context.Context) (r remote, err error) {
-	if r.env, err = l.plan.conn.Link.Environment(ctx, l.plan.req.ID); err != nil || l.plan.volumes == nil {
+	if r.env, err = l.environment(ctx); err != nil || l.plan.volumes == nil {
 		return r, err
 	}
 	for _, v := range r.env.Volumes {
@@ -167,6 +167,12 @@ func (l *Live) read(ctx context.Context) (r remote, err error) {
 		r.files = append(r.files, f)
 	}
 	return r, nil
+}
+
+// environment asks for what the container has, without what is not to be given.
+func (l *Live) environment(ctx context.Context) (lease.Environment, error) {
+	env, err := l.plan.conn.Link.Environment(ctx, l.plan.req.ID)
+	return l.plan.secrets.mask(env), err
 }
 
 // createHandler is the command, complete.

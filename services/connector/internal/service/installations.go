@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,7 +46,7 @@ func (i *installations) install(_ context.Context, req command.InstallCluster) (
 		if image == "" {
 			image = i.o.Image
 		}
-		done, err := in.Install(ctx, manifests.Options{Namespace: req.Namespace, Image: image, Version: i.o.Version, Direct: req.Direct}, image != i.o.Image)
+		done, err := in.Install(ctx, manifests.Options{Namespace: req.Namespace, Image: image, Version: i.o.Version, Direct: req.Direct, ExcludeEnv: strings.Join(req.ExcludeEnv, ",")}, image != i.o.Image)
 		return done, err
 	})
 }

@@ -54,6 +54,7 @@ type Workload struct {
 	Kind, Name, Namespace string
 	Replicas, Ready       int32 // wanted, ready
 	Containers            []corev1.Container
+	Volumes               []corev1.Volume
 	Owner                 string            // kind/name of the workload that controls it
 	Labels                map[string]string // of its pods
 }
@@ -217,15 +218,15 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 }
 
 func fromDeployment(d *appsv1.Deployment) Workload {
-	return Workload{Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, owner(d), d.Spec.Template.Labels}
+	return Workload{Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels}
 }
 
 func fromStatefulSet(s *appsv1.StatefulSet) Workload {
-	return Workload{StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, owner(s), s.Spec.Template.Labels}
+	return Workload{StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels}
 }
 
 func fromReplicaSet(r *appsv1.ReplicaSet) Workload {
-	return Workload{ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, owner(r), r.Spec.Template.Labels}
+	return Workload{ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels}
 }
 
 // wanted: the API's default is one.

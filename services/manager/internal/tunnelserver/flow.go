@@ -195,7 +195,7 @@ func (s *Server) environment(ctx context.Context, connection string, q lease.Env
 	for _, a := range s.Hub.Agents(q.Engagement) {
 		env, err := tunnel.Call[lease.EnvironmentRequest, lease.Environment](ctx, a.Session, lease.MethodAgentEnv, q)
 		if err == nil {
-			return env, nil
+			return exclude(env, s.ExcludeEnv), nil
 		}
 		last = err
 	}

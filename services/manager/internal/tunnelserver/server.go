@@ -53,6 +53,7 @@ type Server struct {
 	Discovery      *discovery.Discovery
 	Cluster        Cluster
 	Hub            *hub.Hub
+	ExcludeEnv     []string // variables that never leave the cluster: patterns of path.Match
 	Log            *slog.Logger
 
 	sessions sync.WaitGroup
