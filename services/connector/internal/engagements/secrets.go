@@ -25,7 +25,7 @@ import (
 //
 // It keeps a developer from being handed what RBAC does not give him, and says in
 // a fact which Secrets there were. It is no wall against a changed connector: who
-// may create engagements in a namespace is RBAC's to say (docs/adr/0007).
+// may create engagements in a namespace is RBAC's to say (docs/adr/0007-environment-and-secrets.md).
 
 // masked stands for a value that is not given.
 const masked = "masked"
