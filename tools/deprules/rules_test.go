@@ -42,7 +42,7 @@ var rules = []rule{
 	{"berth.dev/services", []string{"berth.dev/services", "berth.dev/e2e"}, "nothing imports a service"},
 	{"berth.dev/tunnel", []string{"berth.dev/tunnel", "berth.dev/services/vif", "berth.dev/services/connector", "berth.dev/services/manager", "berth.dev/services/agent", "berth.dev/services/telemount", "berth.dev/services/runner/internal/volplugin", "berth.dev/e2e", "berth.dev/bench"},
 		"ctl and the Docker side have no business across the cluster boundary; runner only makes the volume plugin's key"},
-	{"berth.dev/bus", []string{"berth.dev/bus", "berth.dev/ctl", "berth.dev/services/connector", "berth.dev/services/vif", "berth.dev/services/builder", "berth.dev/services/runner", "berth.dev/services/telemount", "berth.dev/e2e", "berth.dev/bench"},
+	{"berth.dev/bus", []string{"berth.dev/bus", "berth.dev/ctl", "berth.dev/services/connector", "berth.dev/services/vif", "berth.dev/services/builder", "berth.dev/services/runner", "berth.dev/services/telemount", "berth.dev/e2e", "berth.dev/examples/automation", "berth.dev/bench"},
 		"the bus does not reach into the cluster: manager and agent know nothing of it"},
 }
 
