@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,5 +46,39 @@ func TestDockerBuildFails(t *testing.T) {
 	refused(t, ctl, 1, []string{"no-such-dir"}, "replace", "frontend-v1", "--docker-build", "no-such-dir", "--", "IMAGE")
 	if now := podNames(t); now != before {
 		t.Errorf("a failed build touched the pods: %s, now %s", strings.TrimSpace(before), now)
+	}
+}
+
+// Ctrl-C while it builds: the engine's build is stopped, nothing is left, and the
+// cluster has not been touched.
+func TestDockerBuildInterrupted(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	pods := podNames(t)
+	images := rig.Docker(t, "images", "-aq", "--no-trunc")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+probeImage+"\nRUN [\"/probe\", \"stubborn\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := ctl.Start(t, "replace", "frontend-v1", "--docker-build", dir)
+	rig.Eventually(t, time.Minute, "the step runs", func(context.Context) (bool, string) {
+		return strings.Contains(p.Output(), "stubborn"), p.Output()
+	})
+	if err := p.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.Wait(t, 30*time.Second); r.Code != 130 || !strings.Contains(r.Stderr, "has been undone") {
+		t.Errorf("want exit code 130: %v", r)
+	}
+	rig.Eventually(t, 20*time.Second, "the step is stopped", func(context.Context) (bool, string) {
+		// Of the classic builder a container, of BuildKit a process of the engine's.
+		left, _ := exec.Command("pgrep", "-f", "^/probe stubborn").Output()
+		return len(left) == 0, string(left)
+	})
+	if now := podNames(t); now != pods {
+		t.Errorf("an interrupted build touched the pods: %s, now %s", pods, now)
+	}
+	if now := rig.Docker(t, "images", "-aq", "--no-trunc"); len(now) != len(images) {
+		t.Errorf("%d images, %d before", len(now), len(images))
 	}
 }

@@ -263,3 +263,63 @@ func TestIgnore(t *testing.T) {
 		}
 	}
 }
+
+// Of a context of 500 MB, most of it ignored, only what is not ignored is listed
+// and built from.
+func TestLargeContext(t *testing.T) {
+	dir := write(t, t.TempDir(), map[string]string{"Dockerfile": "FROM scratch\nCOPY a /\n", "a": "a", ".dockerignore": "node_modules\n*.bin\n"})
+	for i := range 50 {
+		sub := filepath.Join(dir, "node_modules", fmt.Sprint(i))
+		if err := os.MkdirAll(sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for j := range 10 {
+			sparse(t, filepath.Join(sub, fmt.Sprint(j)), 1<<20)
+		}
+	}
+	sparse(t, filepath.Join(dir, "x.bin"), 1<<20)
+	w, u := up(t)
+	sent := int64(0)
+	id, err := Build(t.Context(), Options{Workspace: w, Conn: u.Conn, Context: dir, Stderr: io.Discard, See: func(e event.Envelope) {
+		if f, ok := event.Decode[event.BuildFinished](e); ok {
+			for _, p := range f.Phases {
+				if p.Name == "context" {
+					sent = p.Millis
+				}
+			}
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = w.Engine.API.ImageRemove(context.Background(), id, image.RemoveOptions{Force: true})
+	})
+	s, err := locate(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := int64(0)
+	for _, e := range l {
+		total += e.Size
+	}
+	if len(l) != 3 || total > 1000 {
+		t.Errorf("%d entries of %d bytes are in the context", len(l), total)
+	}
+	t.Logf("context in %d ms", sent)
+}
+
+func sparse(t *testing.T, path string, size int64) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err == nil {
+		err = errors.Join(f.Truncate(size), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
