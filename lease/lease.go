@@ -178,7 +178,13 @@ type EngagementStatus struct {
 	Method string `json:"method,omitempty"`
 	// Why says why it is not ephemeral where it could have been.
 	Why string `json:"why,omitempty"`
+	// Named: the traffic is not diverted in the pod, but comes to the agent
+	// because the port's name was given to it.
+	Named bool `json:"named,omitempty"`
 }
+
+// Sidecar reports whether agents beside the container came with new pods.
+func (s EngagementStatus) Sidecar() bool { return s.Method != "" && s.Method != Ephemeral }
 
 // Ephemeral is the Method by which nothing is restarted.
 const Ephemeral = "ephemeral"

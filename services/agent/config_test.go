@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"testing"
+
+	"berth.dev/services/agent/internal/port"
 )
 
 func TestConfigureFromTheWebhooksEnvironment(t *testing.T) {
@@ -27,6 +29,17 @@ func TestConfigureFromTheWebhooksEnvironment(t *testing.T) {
 	if c, err := configure(nil); err != nil || c.beside.Pod != "p" || !c.beside.Divert {
 		t.Errorf("%+v, %v", c.beside, err)
 	}
+	t.Setenv("BERTH_AGENT_NAMED", "8080/TCP=15001")
+	if c, err := configure(nil); err != nil || c.named[port.Port{Number: 8080, Protocol: "TCP"}] != 15001 {
+		t.Errorf("%+v, %v", c.named, err)
+	}
+	for _, bad := range []string{"8080/TCP", "8080=1", "8080/TCP=0"} {
+		t.Setenv("BERTH_AGENT_NAMED", bad)
+		if _, err := configure(nil); err == nil {
+			t.Errorf("accepted the name %q", bad)
+		}
+	}
+	t.Setenv("BERTH_AGENT_NAMED", "")
 	for _, bad := range []string{"0/TCP", "80", "80/SCTP", "99999/TCP"} {
 		t.Setenv("BERTH_AGENT_PORTS", bad)
 		if _, err := configure(nil); err == nil {

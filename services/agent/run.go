@@ -132,6 +132,11 @@ func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger)
 // app, which is ending too, might take no more of it.
 func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) error {
 	b := beside.New(l, divert.New(cfg.beside.Name), log)
+	for p, at := range cfg.named {
+		if err := b.Named(p, at); err != nil {
+			return err
+		}
+	}
 	orphan := time.NewTimer(orphaned)
 	defer orphan.Stop()
 	l.Serves = b.Serves
@@ -163,7 +168,7 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 			b.Linger(lingering, min(linger, max(cfg.grace-margin, 0)))
 		case <-b.Done():
 			log.Info("not needed any more")
-		case <-orphan.C:
+		case <-forEphemeral(cfg, orphan.C):
 			log.Info("no manager for too long")
 		case <-live.Done():
 		}
@@ -171,4 +176,12 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 	})
 	log.Info("agent runs", "version", version, "beside", cfg.beside.Container, "divert", cfg.beside.Divert)
 	return g.Wait()
+}
+
+// forEphemeral is c for an agent that nobody starts again when it ends.
+func forEphemeral(cfg config, c <-chan time.Time) <-chan time.Time {
+	if cfg.proof == "" {
+		return nil
+	}
+	return c
 }

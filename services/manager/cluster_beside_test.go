@@ -216,6 +216,75 @@ func TestClusterInterceptProbedByHTTP(t *testing.T) {
 	})
 }
 
+// Where a running pod takes no agent, it comes with new pods, by itself.
+func testFallBack(t *testing.T, r *rig, spec lease.EngagementSpec, why string, mutate ...func(*corev1.PodSpec)) {
+	t.Helper()
+	dst := r.workload("Deployment", 2, mutate...)
+	stop := r.loop(dst)
+	spec.WorkloadKind = "Deployment"
+	one := r.engageBeside(spec, true)
+	st, first := one.until(lease.Active)
+	if st.Method != "surge" || !strings.Contains(st.Why, why) || len(st.Pods) != 2 || !st.Pods[0].Agent || !st.Pods[1].Agent {
+		t.Errorf("status %+v", st)
+	}
+	one.environment()
+	inRow := 0
+	r.until("one side answers", 5*time.Second, func() bool { // once kube-proxy knows of the new pods
+		if got, err := r.get(t.Context(), dst); err != nil || strings.Contains(got, r.handler) != (spec.Kind == lease.Intercept) {
+			inRow = 0
+		}
+		inRow++
+		return inRow > 50
+	})
+	two := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	st, second := two.until(lease.Active) // with the sidecars that are there
+	two.environment()
+	two.leave()
+	left := one.leave()
+	r.untilClean(2)
+	c := stop()
+	t.Logf("active in %v, a second in %v (%s), left in %v; %d requests to the app, %d to the handler, %d lost", first, second, st.Method, left, c.original, c.handler, len(c.errs))
+	if len(c.errs) > 0 || c.original < 20 || spec.Kind == lease.Ingest && c.handler > 0 {
+		t.Errorf("%d to the app, %d to the handler, lost: %v", c.original, c.handler, c.errs)
+	}
+}
+
+func subPath(p *corev1.PodSpec) {
+	p.Containers[0].VolumeMounts = append(p.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "data", MountPath: "/sub", SubPath: "sub"})
+}
+
+func TestClusterIngestSubPath(t *testing.T) {
+	t.Parallel()
+	testFallBack(t, newRig(t), lease.EngagementSpec{Kind: lease.Ingest}, "/sub is mounted by subPath", subPath)
+}
+
+func TestClusterInterceptSubPath(t *testing.T) {
+	t.Parallel()
+	testFallBack(t, newRig(t), lease.EngagementSpec{Kind: lease.Intercept, Ports: []lease.Port{{Container: 8080, Protocol: "TCP"}}}, "/sub is mounted by subPath", subPath)
+}
+
+// Pod Security forbids NET_ADMIN: the port's name is given to the agent.
+func TestClusterInterceptRestricted(t *testing.T) {
+	t.Parallel()
+	testFallBack(t, newRig(t, "restricted"), lease.EngagementSpec{Kind: lease.Intercept, Ports: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, "violates PodSecurity", restricted)
+}
+
+// Without a name there is nothing to give, and nothing is touched.
+func TestClusterInterceptRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, "baseline")
+	r.workload("Deployment", 1)
+	before := r.restarts()
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: []lease.Port{{Container: 8080, Protocol: "TCP"}}}, true)
+	st, _ := b.until(lease.Failed)
+	if !strings.Contains(st.Error, "violates PodSecurity") || !strings.Contains(st.Error, "8080/TCP is not reached by a name") || !strings.Contains(st.Hint, "ctl replace web") {
+		t.Errorf("%q, hint %q", st.Error, st.Hint)
+	}
+	if after := r.restarts(); after != before {
+		t.Errorf("pods before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 // Nothing is lost, and nothing comes to the app, while the workload is rolled out
 // and scaled under an intercept; the new pods are intercepted too.
 func TestClusterInterceptRolloutAndScale(t *testing.T) {

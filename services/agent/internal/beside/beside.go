@@ -49,6 +49,7 @@ type Beside struct {
 	retiring map[*port.Set]context.CancelFunc
 	retired  sync.WaitGroup
 	node     []netip.Addr
+	named    map[port.Port]*named
 	exit     bool
 	done     chan struct{} // closed when the manager needs the agent no more
 }
@@ -67,9 +68,44 @@ type diverted struct {
 	probes *probe.Port
 }
 
+// named is a port whose name was given to the agent: its traffic comes here by
+// itself.
+type named struct {
+	set    *port.Set
+	probes *probe.Port
+}
+
+// Named takes the traffic of the app's port p at the port number at, for as long
+// as the agent lives. Call it before anything is applied.
+func (b *Beside) Named(p port.Port, at uint16) error {
+	n := &named{port.NewSet("", b.opener, b.log), &probe.Port{Number: p.Number}}
+	if err := n.set.Switch(at, n.probes); err != nil {
+		return fmt.Errorf("listen for port %v: %w", p, err)
+	}
+	b.named[p] = n
+	return nil
+}
+
+// toNamed says where the traffic of named ports goes, and takes them from wanted.
+func (b *Beside) toNamed(wanted map[key]lease.Diverted) map[key]lease.Diverted {
+	rest := map[key]lease.Diverted{}
+	to := map[*named]*port.To{}
+	for k, d := range wanted {
+		if n := b.named[k.port]; n != nil {
+			to[n] = &port.To{Engagement: k.engagement, As: k.as}
+			continue
+		}
+		rest[k] = d
+	}
+	for _, n := range b.named {
+		n.set.SetTo(to[n])
+	}
+	return rest
+}
+
 // New serves nothing yet.
 func New(o port.Opener, d Diverter, log *slog.Logger) *Beside {
-	return &Beside{opener: o, diverter: d, log: log, served: map[string]bool{}, ports: map[key]*diverted{}, retiring: map[*port.Set]context.CancelFunc{}, done: make(chan struct{})}
+	return &Beside{opener: o, diverter: d, log: log, served: map[string]bool{}, ports: map[key]*diverted{}, retiring: map[*port.Set]context.CancelFunc{}, named: map[port.Port]*named{}, done: make(chan struct{})}
 }
 
 // Serves reports whether the agent serves the engagement.
@@ -140,6 +176,7 @@ func (b *Beside) retire(s *port.Set) {
 // divert makes wanted the ports that are diverted.
 func (b *Beside) divert(wanted map[key]lease.Diverted) map[string]string {
 	errs := map[string]string{}
+	wanted = b.toNamed(wanted)
 	next := map[key]*diverted{}
 	for k, d := range wanted {
 		if old := b.ports[k]; old != nil {
@@ -223,6 +260,9 @@ func (b *Beside) Open() int {
 	}
 	for s := range b.retiring {
 		n += s.Open()
+	}
+	for _, m := range b.named {
+		n += m.set.Open()
 	}
 	return n
 }

@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/lease"
 	"berth.dev/services/agent/internal/divert"
+	"berth.dev/services/agent/internal/port"
 	"berth.dev/tunnel"
 )
 
@@ -155,6 +156,63 @@ func TestApply(t *testing.T) {
 	<-b.Done()
 	if len(k.rules) != 0 {
 		t.Error("diverts after its end")
+	}
+}
+
+// What comes by its name goes to the app until it is diverted, and after that.
+func TestNamed(t *testing.T) {
+	app, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	go func() {
+		for {
+			c, err := app.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "app\n")
+			c.Close()
+		}
+	}()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := free.Addr().(*net.TCPAddr).AddrPort().Port()
+	free.Close()
+	k := &kernel{}
+	b := New(far(t), k, slog.New(slog.DiscardHandler))
+	p := app.Addr().(*net.TCPAddr).AddrPort().Port()
+	if err := b.Named(port.Port{Number: p, Protocol: port.TCP}, at); err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string {
+		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(at))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		buf := make([]byte, 100)
+		n, _ := c.Read(buf)
+		return strings.TrimSpace(string(buf[:n]))
+	}
+	for range 2 {
+		if got := ask(); got != "app" {
+			t.Errorf("not diverted: %q", got)
+		}
+		if got := b.Apply(lease.AgentServe{Engagements: []lease.Served{one("e", p, 80)}}); got.Errors != nil {
+			t.Fatal(got.Errors)
+		}
+		if got := ask(); got != "e:80" {
+			t.Errorf("diverted: %q", got)
+		}
+		b.Apply(lease.AgentServe{})
+	}
+	if k.sets != 0 {
+		t.Error("the kernel was asked for what needs no right")
 	}
 }
 

@@ -79,6 +79,14 @@ type Set struct {
 	open      map[*flow]struct{}
 	closed    bool
 	retired   bool
+	switched  bool // see Switch
+	to        *To
+}
+
+// To is where the flows of a port that is listened on for ever go.
+type To struct {
+	Engagement string
+	As         uint16 // the engagement's port
 }
 
 // flow is one that can be cut.
@@ -118,6 +126,34 @@ func (s *Set) Divert(p Port, as uint16, sort Sorter) (at uint16, err error) {
 		return s.listenUDP(":0", as)
 	}
 	return s.listenTCP(":0", as, sort)
+}
+
+// Switch listens on a port for ever. Connections go where SetTo says last, and
+// to the app while it says nothing.
+func (s *Set) Switch(number uint16, sort Sorter) error {
+	s.switched = true
+	_, err := s.listenTCP(":"+strconv.Itoa(int(number)), 0, sort)
+	return err
+}
+
+// SetTo says where new connections go; nil is the app.
+func (s *Set) SetTo(to *To) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.to = to
+}
+
+// where is the engagement and port of a new flow; ok is false for the app's.
+func (s *Set) where(as uint16) (to To, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.retired, s.switched && s.to == nil:
+		return To{}, false
+	case s.switched:
+		return *s.to, true
+	}
+	return To{s.engagement, as}, true
 }
 
 func (s *Set) listenTCP(addr string, as uint16, sort Sorter) (at uint16, err error) {
@@ -198,16 +234,17 @@ func reset(c *net.TCPConn) {
 	_ = c.Close()
 }
 
-func (s *Set) header(kind tunnel.Kind, local netip.Addr, as uint16, peer netip.AddrPort) tunnel.Header {
-	return tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: netip.AddrPortFrom(local.Unmap(), as), Src: unmap(peer)}
+func (s *Set) header(kind tunnel.Kind, to To, local netip.Addr, peer netip.AddrPort) tunnel.Header {
+	return tunnel.Header{Kind: kind, Engagement: to.Engagement, Dst: netip.AddrPortFrom(local.Unmap(), to.As), Src: unmap(peer)}
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 func (s *Set) serve(c *net.TCPConn, as uint16, sort Sorter) {
 	var end tunnel.HalfCloser = c
+	to, ok := s.where(as)
 	if sort != nil {
-		if s.late() {
+		if !ok {
 			sort.App(s.ctx, c)
 			return
 		}
@@ -216,11 +253,13 @@ func (s *Set) serve(c *net.TCPConn, as uint16, sort Sorter) {
 		}
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
-	stream, err := s.opener.Open(ctx, s.header(tunnel.KindTCP, addrPort(c.LocalAddr()).Addr(), as, addrPort(c.RemoteAddr())))
+	stream, err := s.opener.Open(ctx, s.header(tunnel.KindTCP, to, addrPort(c.LocalAddr()).Addr(), addrPort(c.RemoteAddr())))
 	cancel()
-	if err != nil && sort != nil && s.late() { // the engagement ended meanwhile
-		sort.App(s.ctx, end)
-		return
+	if err != nil && sort != nil {
+		if now, ok := s.where(as); !ok || now != to { // the engagement ended meanwhile
+			sort.App(s.ctx, end)
+			return
+		}
 	}
 	if err != nil {
 		reset(c)
@@ -282,12 +321,6 @@ func (s *Set) Retire() (drain func(context.Context)) {
 		}
 		s.Drain(ctx)
 	}
-}
-
-func (s *Set) late() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.retired
 }
 
 // Close ends everything at once.

@@ -106,7 +106,7 @@ func (u *udpPort) forget(p *peer) {
 
 func (u *udpPort) serve(p *peer) {
 	ctx, cancel := context.WithTimeout(u.set.ctx, openTimeout)
-	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, addrPort(u.conn.LocalAddr()).Addr(), u.as, p.addr))
+	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, To{u.set.engagement, u.as}, addrPort(u.conn.LocalAddr()).Addr(), p.addr))
 	cancel()
 	if err != nil {
 		u.set.log.Debug("datagrams dropped", "err", err)

@@ -13,6 +13,7 @@ import (
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/inject"
+	"berth.dev/services/manager/internal/swap"
 	"berth.dev/tunnel"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,33 +39,23 @@ const (
 // What is in a pod is read from the pod (its ephemeral containers), who has come
 // from the hub, and what an agent was told last from the hub too; so there is
 // nothing to remember and nothing to undo but to tell the agents.
-func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory, engs []*engagement, pods map[string]*corev1.Pod) (settled bool, err error) {
-	var live []*engagement
-	for _, e := range engs {
-		if f := check(k, w, e); f != nil {
-			if err := c.fail(ctx, e, f); err != nil {
-				return false, err
-			}
-			continue
-		}
-		live = append(live, e)
-	}
+func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory, live []*engagement, s swap.State, pods map[string]*corev1.Pod) (settled bool, err error) {
 	agents := c.hub.Beside()
 	if len(live) == 0 && !slices.ContainsFunc(values(pods), func(p *corev1.Pod) bool { return len(agents[string(p.UID)]) > 0 || gated(p) }) {
 		return true, nil
 	}
-	if err := c.populate(ctx, k, live, pods, agents); err != nil {
-		var f *failure
-		if !errors.As(err, &f) {
+	if err := c.populate(ctx, live, pods, agents); err != nil {
+		var r *refusal
+		if !errors.As(err, &r) {
 			return false, err
 		}
-		for _, e := range live {
-			if err := c.fail(ctx, e, f); err != nil {
-				return false, err
-			}
+		if err := c.fallBack(ctx, k, w, r); err != nil {
+			return false, err
 		}
-		c.queue.Add(k)
-		return false, nil
+		if r.e.status.Phase != lease.Active && r.e.status.Phase != lease.Prepared {
+			c.queue.Add(k)
+			return false, nil
+		}
 	}
 	plan := map[*hub.Agent]*lease.AgentServe{}
 	connections := map[string]string{}
@@ -77,7 +68,7 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 			if a := pick(agents[string(p.UID)], e); a != nil {
 				s := lease.Served{ID: e.spec.ID}
 				if e.spec.Kind == lease.Intercept && c.reached(k, e) {
-					s.Divert = inject.Diverted(p, e.spec.Ports)
+					s.Divert = inject.Diverted(p, byNumber(e))
 				}
 				plan[a].Engagements = append(plan[a].Engagements, s)
 			}
@@ -89,13 +80,24 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 	}
 	settled = !slices.ContainsFunc(values(pods), gated)
 	for _, e := range live {
-		ok, err := c.judgeBeside(ctx, k, m, e, pods, agents)
+		ok, err := c.judgeBeside(ctx, k, w, m, e, s, pods, agents)
 		if err != nil {
 			return false, err
 		}
 		settled = settled && ok
 	}
 	return settled, nil
+}
+
+// byNumber are an engagement's ports without the names that were given to the agent.
+func byNumber(e *engagement) []lease.Port {
+	ports := slices.Clone(e.spec.Ports)
+	for i := range ports {
+		if e.status.Named {
+			ports[i].Name = ""
+		}
+	}
+	return ports
 }
 
 func values(pods map[string]*corev1.Pod) []*corev1.Pod {
@@ -135,7 +137,7 @@ func pick(agents []*hub.Agent, e *engagement) *hub.Agent {
 
 // populate adds an agent to every pod that has none for one of the engagements.
 // A pod need not be Ready for that: its agent starts beside its containers.
-func (c *Controller) populate(ctx context.Context, k Key, live []*engagement, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent) error {
+func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent) error {
 	type addition struct {
 		pod       *corev1.Pod
 		container string
@@ -146,7 +148,7 @@ func (c *Controller) populate(ctx context.Context, k Key, live []*engagement, po
 			continue
 		}
 		for _, e := range live {
-			if pick(agents[string(p.UID)], e) != nil || coming(p, e) {
+			if e.status.Sidecar() || pick(agents[string(p.UID)], e) != nil || coming(p, e) {
 				continue
 			}
 			at := addition{p, e.spec.Container}
@@ -210,7 +212,7 @@ func (c *Controller) add(ctx context.Context, e *engagement, p *corev1.Pod) erro
 	}
 	ec, err := inject.Ephemeral(pod, e.spec.Container, divert, func(name string) string { return c.view.proof.Of(string(pod.UID), name) }, c.options)
 	if err != nil {
-		return refused(e, p, err)
+		return refused(e, err)
 	}
 	body := lease.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID}, "spec": map[string]any{"ephemeralContainers": []any{ec}}})
 	got, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "berth-manager"}, "ephemeralcontainers")
@@ -218,7 +220,7 @@ func (c *Controller) add(ctx context.Context, e *engagement, p *corev1.Pod) erro
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return nil // the pod is gone, or another by now
 	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		return refused(e, p, err)
+		return refused(e, err)
 	case err != nil:
 		return fmt.Errorf("add an agent to pod %s: %w", p.Name, err)
 	}
@@ -229,8 +231,16 @@ func (c *Controller) add(ctx context.Context, e *engagement, p *corev1.Pod) erro
 	return nil
 }
 
-func refused(e *engagement, p *corev1.Pod, err error) *failure {
-	return &failure{fmt.Sprintf("no agent can be put into the running pod %s: %v", p.Name, err), "ctl replace " + e.spec.Workload}
+// refused tells what cannot be from what may be tried again.
+func refused(e *engagement, err error) error {
+	var never inject.Refusal
+	if errors.As(err, &never) {
+		return &refusal{e: e, why: never.Error()}
+	}
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
+		return &refusal{e: e, why: err.Error(), policy: true}
+	}
+	return err
 }
 
 // tellBeside tells each agent what it is to do, where it was told otherwise.
@@ -279,9 +289,14 @@ func serves(a *hub.Agent, id string) (s lease.Served, problem string, ok bool) {
 // judgeBeside writes the status of an engagement that has agents beside
 // containers. It is prepared when every Ready pod has an agent that serves it, and
 // active when every Ready pod's agent has said that it diverts the ports.
-func (c *Controller) judgeBeside(ctx context.Context, k Key, m *memory, e *engagement, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent) (settled bool, err error) {
-	st := lease.EngagementStatus{Phase: e.status.Phase, Method: lease.Ephemeral, Ports: inject.Ports(&corev1.Container{}, e.spec.Ports)}
+func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *memory, e *engagement, s swap.State, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent) (settled bool, err error) {
+	st := lease.EngagementStatus{Phase: e.status.Phase, Method: lease.Ephemeral, Why: e.status.Why, Named: e.status.Named, Ports: inject.Ports(&corev1.Container{}, e.spec.Ports)}
 	readyPods, prepared, active := 0, true, e.running()
+	if e.status.Sidecar() {
+		st.Method = e.status.Method
+		prepared = s.Done() // until then pods without an agent answer too
+		active = active && prepared
+	}
 	var f *failure
 	for _, p := range pods {
 		if p.DeletionTimestamp != nil || p.Labels[lease.LabelReleased] != "" {
@@ -289,14 +304,17 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, m *memory, e *engag
 		}
 		ps := lease.PodStatus{Name: p.Name, IP: p.Status.PodIP, Ready: ready(p)}
 		if a := pick(agents[string(p.UID)], e); a != nil {
-			s, problem, ok := serves(a, e.spec.ID)
+			served, problem, ok := serves(a, e.spec.ID)
 			ps.Agent = ok && problem == ""
+			if a.Sidecar { // another engagement's; it stays for as long as this one
+				st.Method = string(w.method)
+			}
 			if problem != "" {
 				f = &failure{fmt.Sprintf("the traffic of pod %s cannot be diverted: %s", p.Name, problem), "ctl replace " + e.spec.Workload}
 			}
 			if ps.Ready {
 				prepared = prepared && ps.Agent
-				active = active && ps.Agent && len(s.Divert) == len(e.spec.Ports)
+				active = active && ps.Agent && len(served.Divert) == len(e.spec.Ports)
 			}
 		} else if ps.Ready {
 			prepared, active = false, false
@@ -318,7 +336,9 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, m *memory, e *engag
 		st.Phase = lease.Pending
 	}
 	lasts := m.patience(e.spec.ID)
-	if f == nil && (st.Phase == lease.Pending || st.Phase == lease.Prepared && !complete) {
+	if f == nil && st.Phase != lease.Active && e.status.Sidecar() {
+		f = c.diagnose(ctx, k, w, m, e, s, pods)
+	} else if f == nil && (st.Phase == lease.Pending || st.Phase == lease.Prepared && !complete) {
 		f = c.diagnoseBeside(k, e, pods, agents, readyPods, lasts)
 	}
 	lasts.forget()
@@ -436,6 +456,9 @@ func (c *Controller) endBeside(ctx context.Context, engs []*engagement, m *memor
 			plan[a] = &q
 		}
 		c.tellBeside(ctx, plan, connections)
+		if e.status.Sidecar() {
+			continue // when the pods are exchanged back
+		}
 		if err := c.deleteLease(ctx, e.lease); err != nil {
 			return err
 		}
@@ -454,7 +477,7 @@ func (c *Controller) dismiss(ctx context.Context, connections int) {
 	}
 	for _, as := range c.hub.Beside() {
 		for _, a := range as {
-			if a.Idle() > idleFor {
+			if a.Idle() > idleFor && !a.Sidecar {
 				c.tellBeside(ctx, map[*hub.Agent]*lease.AgentServe{a: {Exit: true}}, nil)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"berth.dev/services/manager/internal/inject"
 	"berth.dev/services/manager/internal/swap"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,6 +52,10 @@ func (c *Controller) diagnose(ctx context.Context, k Key, w *workload, m *memory
 			return &failure{fmt.Sprintf("the cluster refuses the pod with the agent: %s", why), fmt.Sprintf("kubectl -n %s describe %s", k.Namespace, strings.ToLower(k.Workload()))}
 		}
 	}
+	agent := e.spec.Container
+	if e.status.Sidecar() {
+		agent = inject.SidecarName(agent)
+	}
 	for _, p := range s.Pods {
 		if p.Released || p.Deleting || p.Mark != s.Want || p.Arrived && p.Ready {
 			continue
@@ -61,10 +66,10 @@ func (c *Controller) diagnose(ctx context.Context, k Key, w *workload, m *memory
 			return &failure{fmt.Sprintf("the new pod %s finds no node: %s", p.Name, msg), hint}
 		}
 		for _, cs := range append(append([]corev1.ContainerStatus{}, pod.Status.InitContainerStatuses...), pod.Status.ContainerStatuses...) {
-			if f, patience := c.container(&cs, e.spec.Container, p.Name, hint); f != nil && lasts(cs.Name+" "+p.Name, patience) {
+			if f, patience := c.container(&cs, agent, p.Name, hint); f != nil && lasts(cs.Name+" "+p.Name, patience) {
 				return f
 			}
-			if cs.Name == e.spec.Container && cs.State.Running != nil && !p.Arrived && lasts("arrive "+p.Name, patienceArrive) {
+			if cs.Name == agent && cs.State.Running != nil && !p.Arrived && lasts("arrive "+p.Name, patienceArrive) {
 				return &failure{fmt.Sprintf("the agent runs in pod %s but does not reach the manager: does a NetworkPolicy of namespace %s forbid it to connect to %s, port 8080?", p.Name, k.Namespace, c.view.namespace),
 					fmt.Sprintf("kubectl -n %s logs %s -c %s", k.Namespace, p.Name, cs.Name)}
 			}

@@ -50,16 +50,24 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 		w = &workload{method: swap.Surge} // gone: what bridges for it goes too
 	}
 	pods := c.podsOf(k, w)
-	calm, err := c.besides(ctx, k, w, m, beside, pods)
+	sidecars := sidecarsOf(beside)
+	s := c.state(k, w, m, e, sidecars, pods)
+	calm, err := c.besides(ctx, k, w, m, beside, s, pods)
 	if err != nil {
 		return err
 	}
-	s := c.state(k, w, m, e, pods)
-	if e != nil {
-		if err := c.admit(ctx, m, e, s, pods); err != nil {
+	// On whose behalf pods are exchanged.
+	lead := e
+	for _, b := range beside {
+		if lead == nil && b.status.Sidecar() {
+			lead = b
+		}
+	}
+	if lead != nil {
+		if err := c.admit(ctx, m, lead, s, pods); err != nil {
 			return err
 		}
-		if e.status.Phase == lease.Failed {
+		if lead.status.Phase == lease.Failed {
 			c.queue.Add(k) // once more, now to take it back
 			return nil
 		}
@@ -100,13 +108,23 @@ func (c *Controller) elect(ctx context.Context, k Key, w *workload, engs []*enga
 			return nil, nil, err
 		}
 	}
+	var beside []*engagement
+	for _, e := range r.beside {
+		if f := check(k, w, e); f != nil {
+			if err := c.fail(ctx, e, f); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		beside = append(beside, e)
+	}
 	if r.replace == nil {
-		return nil, r.beside, nil
+		return nil, beside, nil
 	}
 	if err := check(k, w, r.replace); err != nil {
-		return nil, r.beside, c.fail(ctx, r.replace, err)
+		return nil, beside, c.fail(ctx, r.replace, err)
 	}
-	return r.replace, r.beside, nil
+	return r.replace, beside, nil
 }
 
 // check finds what makes an engagement impossible from the start.
@@ -149,18 +167,30 @@ func (c *Controller) podsOf(k Key, w *workload) map[string]*corev1.Pod {
 }
 
 // state is the planner's view of the workload.
-func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, pods map[string]*corev1.Pod) swap.State {
+func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, sidecars []inject.Sidecar, pods map[string]*corev1.Pod) swap.State {
 	s := swap.State{Method: w.method, Ordered: w.ordered, Replicas: w.replicas}
-	var agents map[string]*hub.Agent
+	var arrived func(uid string) bool
 	if e != nil {
 		s.Want = e.spec.ID
-		agents = c.hub.Agents(e.spec.ID)
+		agents := c.hub.Agents(e.spec.ID)
+		arrived = func(uid string) bool { return agents[uid] != nil }
+	} else {
+		s.Want = inject.Mark(sidecars)
+		agents := c.hub.Beside()
+		arrived = func(uid string) bool {
+			for _, sc := range sidecars {
+				if !slices.ContainsFunc(agents[uid], func(a *hub.Agent) bool { return a.Sidecar && a.Container == sc.Container }) {
+					return false
+				}
+			}
+			return true
+		}
 	}
 	for _, p := range pods {
 		sp := swap.Pod{
 			Name: p.Name, Mark: p.Labels[lease.LabelEngagement], Ordinal: ordinal(p.Name),
 			Released: p.Labels[lease.LabelReleased] != "", Retired: p.Annotations[annotationRetired] != "",
-			Selected: len(w.selecting(p.Labels)) > 0, Ready: ready(p), Arrived: agents[string(p.UID)] != nil,
+			Selected: len(w.selecting(p.Labels)) > 0, Ready: ready(p), Arrived: arrived(string(p.UID)),
 			Deleting: p.DeletionTimestamp != nil,
 		}
 		if sp.Released {
@@ -187,8 +217,8 @@ func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, pods ma
 // be exchanged for such as they were. It also finds pods that came without
 // their agent nevertheless.
 func (c *Controller) admit(ctx context.Context, m *memory, e *engagement, s swap.State, pods map[string]*corev1.Pod) error {
-	if m.of != e.spec.ID {
-		m.of, m.first, m.without = e.spec.ID, map[string]bool{}, map[string]bool{}
+	if m.of != s.Want {
+		m.of, m.first, m.without = s.Want, map[string]bool{}, map[string]bool{}
 		for _, p := range pods {
 			m.first[string(p.UID)] = true
 		}
@@ -269,7 +299,7 @@ func (c *Controller) judge(ctx context.Context, k Key, w *workload, m *memory, e
 // nothing is left in the workload's pods.
 func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory, s swap.State, pods map[string]*corev1.Pod) error {
 	for _, e := range engs {
-		if e.ended == "" || e.spec.Beside() {
+		if e.ended == "" || e.spec.Beside() && !e.status.Sidecar() {
 			continue
 		}
 		since, ok := m.restoring[e.spec.ID]
@@ -279,7 +309,8 @@ func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory
 			c.log.Info("engagement ends", "engagement", e.spec.ID, "cause", e.ended)
 		}
 		left := slices.ContainsFunc(s.Pods, func(p swap.Pod) bool {
-			return p.Mark == e.spec.ID && !p.Deleting && !p.Retired || p.Released && !p.Retired && !p.Deleting
+			mine := p.Mark == e.spec.ID || e.spec.Beside() && inject.IsMark(p.Mark) && p.Mark != s.Want
+			return mine && !p.Deleting && !p.Retired || p.Released && !p.Retired && !p.Deleting
 		})
 		if !left && s.Swapped() && (s.Done() || time.Since(since) > restoreLimit) {
 			if err := c.deleteLease(ctx, e.lease); err != nil {

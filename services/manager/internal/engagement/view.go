@@ -337,7 +337,7 @@ func hasAddress(p *corev1.Pod, a netip.Addr) bool {
 // its engagement. Only a namespace that has engagements costs a look-up, which
 // asks the API server: a rollout's ReplicaSet is younger than any cache.
 func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerReference) (inject.Engagement, bool, error) {
-	if len(v.engagements(namespace, func(e *engagement) bool { return e.ended == "" && e.spec.Kind != lease.Ingest })) == 0 {
+	if len(v.engagements(namespace, func(e *engagement) bool { return e.ended == "" && (e.spec.Kind != lease.Ingest || e.status.Sidecar()) })) == 0 {
 		return inject.Engagement{}, false, nil
 	}
 	k := Key{namespace, owner.Kind, owner.Name}
@@ -352,15 +352,19 @@ func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerR
 	}
 	r := arbitrate(v.engagements(namespace, func(e *engagement) bool { return e.key() == k }))
 	e := r.replace
-	for _, b := range r.beside {
-		if e == nil && b.spec.Kind == lease.Intercept {
+	var sidecars []inject.Sidecar
+	if e == nil {
+		sidecars = sidecarsOf(r.beside)
+	}
+	for _, b := range r.beside { // an intercept, or else one that has a sidecar
+		if r.replace == nil && (b.spec.Kind == lease.Intercept || e == nil && b.status.Sidecar()) {
 			e = b
 		}
 	}
 	if e == nil {
 		return inject.Engagement{}, false, nil
 	}
-	return inject.Engagement{EngagementSpec: e.spec, Workload: k.Workload()}, true, nil
+	return inject.Engagement{EngagementSpec: e.spec, Workload: k.Workload(), Sidecars: sidecars}, true, nil
 }
 
 // PodIPs are the addresses of all pods with a network of their own.

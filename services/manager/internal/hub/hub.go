@@ -71,6 +71,7 @@ type Agent struct {
 	Name      string // its own container
 	Container string // beside which it is
 	Divert    bool   // it may divert traffic
+	Sidecar   bool   // it came with the pod
 
 	mu       sync.Mutex
 	told     *bool             // what the agent has confirmed to have been told by agent.run

@@ -40,16 +40,12 @@ func Ephemeral(pod *corev1.Pod, container string, divert bool, prove func(name s
 		return nil, Refusal("its pods use their node's network")
 	}
 	c := pod.Spec.Containers[i].DeepCopy()
-	for k := range c.VolumeMounts {
-		m := &c.VolumeMounts[k]
+	for _, m := range c.VolumeMounts {
 		if m.SubPath != "" || m.SubPathExpr != "" {
 			return nil, Refusal(fmt.Sprintf("%s is mounted by subPath, which an ephemeral container cannot", m.MountPath))
 		}
-		if p := m.MountPropagation; p != nil && *p == corev1.MountPropagationBidirectional {
-			one := corev1.MountPropagationHostToContainer // both ways is for the privileged
-			m.MountPropagation = &one
-		}
 	}
+	oneWay(c)
 	name := agentName(pod, container)
 	id := lease.AgentID{Namespace: pod.Namespace, Pod: pod.Name, Name: name, Container: container, Divert: divert}
 	// What an agent in the container's place was told is not for this one.
@@ -70,6 +66,17 @@ func Ephemeral(pod *corev1.Pod, container string, divert bool, prove func(name s
 		Env: env, EnvFrom: c.EnvFrom, VolumeMounts: c.VolumeMounts, SecurityContext: sc,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}}, nil
+}
+
+// oneWay takes the propagation of mounts back to the node from a container: that
+// is for the privileged.
+func oneWay(c *corev1.Container) {
+	for i := range c.VolumeMounts {
+		if p := c.VolumeMounts[i].MountPropagation; p != nil && *p == corev1.MountPropagationBidirectional {
+			one := corev1.MountPropagationHostToContainer
+			c.VolumeMounts[i].MountPropagation = &one
+		}
+	}
 }
 
 // besideEnv tells an agent beside a container who it is. It stands last, so
@@ -143,6 +150,9 @@ func agentName(pod *corev1.Pod, container string) string {
 	taken := map[string]bool{}
 	for _, e := range pod.Spec.EphemeralContainers {
 		taken[e.Name] = true
+	}
+	for _, c := range pod.Spec.Containers {
+		taken[c.Name] = true
 	}
 	base := agentPrefix + container
 	if len(base) > 56 {

@@ -42,7 +42,8 @@ type Options struct {
 // Engagement is what is injected.
 type Engagement struct {
 	lease.EngagementSpec
-	Workload string // kind/name, for the pod's annotation
+	Workload string    // kind/name, for the pod's annotation
+	Sidecars []Sidecar // agents that are to come beside containers
 }
 
 // op is one operation of a JSON patch.
@@ -83,6 +84,9 @@ func Ports(c *corev1.Container, asked []lease.Port) []lease.Port {
 
 // Pod returns the JSON patch that engages the pod.
 func Pod(pod *corev1.Pod, e Engagement, o Options) ([]byte, error) {
+	if len(e.Sidecars) > 0 {
+		return sidecars(pod, e, o)
+	}
 	switch e.Kind {
 	case lease.Replace:
 	case lease.Intercept:

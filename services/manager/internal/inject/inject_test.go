@@ -253,6 +253,45 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// testdata/<name>.sidecar.golden is the patch that puts an agent beside the
+// container app by a new pod: a plain one, and one that is given a port's name.
+func TestSidecarGolden(t *testing.T) {
+	for name, s := range map[string]Sidecar{"plain": {Container: "app"}, "restricted": {Container: "app", Named: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, "user": {Container: "app", Divert: true}} {
+		t.Run(name, func(t *testing.T) {
+			pod := read(t, "testdata/"+name+".json")
+			if name == "restricted" {
+				c := &pod.Spec.Containers[0]
+				c.Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}, {Name: "other", ContainerPort: 15001}}
+				c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromString("http")}}}
+			}
+			e := replace("app")
+			e.Kind, e.Sidecars = lease.Intercept, []Sidecar{s}
+			patch, err := Pod(pod, e, options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if err := json.Indent(&got, patch, "", "  "); err != nil {
+				t.Fatal(err)
+			}
+			got.WriteByte('\n')
+			golden := "testdata/" + name + ".sidecar.golden"
+			if *update {
+				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil || !bytes.Equal(got.Bytes(), want) {
+				t.Errorf("the patch has changed (go test -update writes it anew), %v:\n%s", err, got.String())
+			}
+		})
+	}
+	if a, b := Mark([]Sidecar{{Container: "a"}}), Mark([]Sidecar{{Container: "a", Divert: true}}); a == b || !IsMark(a) || Mark(nil) != "" {
+		t.Error(a, b)
+	}
+}
+
 // A new pod of an intercepted workload is changed in nothing but what makes it wait.
 func TestGate(t *testing.T) {
 	pod := read(t, "testdata/plain.json")
