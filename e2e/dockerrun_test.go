@@ -164,7 +164,7 @@ func TestDockerRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		refused(t, ctl, 125, []string{l.Addr().String()[len("127.0.0.1:"):], "taken", "try:"}, "docker-run", "-p", l.Addr().String()+":81", probeImage, "echo", "81")
+		refused(t, ctl, 125, []string{l.Addr().String()[len("127.0.0.1:"):], "taken", fmt.Sprintf("e2e.test (process %d)", os.Getpid()), "try:"}, "docker-run", "-p", l.Addr().String()+":81", probeImage, "echo", "81")
 		nothingBeside(t)
 	})
 	t.Run("networks", func(t *testing.T) {
@@ -264,11 +264,14 @@ func TestReplacePublishes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		refused(t, ctl, 1, []string{"taken", "try:"}, "replace", "frontend-v1", "--docker-run", "--", "-p", l.Addr().String()+":8080", probeImage)
+		refused(t, ctl, 1, []string{"taken", fmt.Sprintf("(process %d)", os.Getpid()), "try:"}, "replace", "frontend-v1", "--docker-run", "--", "-p", l.Addr().String()+":8080", probeImage)
+		refused(t, ctl, 1, []string{"berth-e2e-none"}, "replace", "frontend-v1", "--docker-run", "--", "-p", "127.0.0.1::8080", "--network", "berth-e2e-none", probeImage)
 		if now := podNames(t); now != untouched {
 			t.Errorf("a refused command touched the pods: %s, now %s", untouched, now)
 		}
 		nothingBeside(t)
+		refused(t, ctl, 127, []string{"nothing-here"}, "replace", "frontend-v1", "--docker-run", "--", "--entrypoint", "nothing-here", probeImage)
+		restored(t)
 	})
 	kill := func(component string) func(*testing.T, *rig.Proc) {
 		return func(t *testing.T, _ *rig.Proc) {

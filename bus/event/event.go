@@ -292,6 +292,20 @@ type HandlerExited struct {
 	OOMKilled   bool   `json:"oomKilled,omitempty"`
 }
 
+// PortsClosed: the forwarder of a handler's published ports died and could not be
+// made anew; runner tries again until it can.
+type PortsClosed struct {
+	Container string      `json:"container"`
+	Published []Published `json:"published"`
+	Error     fault.Error `json:"error"`
+}
+
+// PortsOpened: a handler's published ports, which were closed, lead to it again.
+type PortsOpened struct {
+	Container string      `json:"container"`
+	Published []Published `json:"published"`
+}
+
 // EngagementActive: the workload's traffic arrives at the handler.
 type EngagementActive struct {
 	Pods   []string `json:"pods"`

@@ -7,7 +7,7 @@ import "berth.dev/bus/subject"
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
-		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, PortsClosed{}, PortsOpened{}, EngagementActive{}, PodsChanged{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
@@ -126,6 +126,16 @@ func (HandlerSwitched) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (SwitchFailed) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Connector, "switch-failed"
+}
+
+// Fact implements Data.
+func (PortsClosed) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Runner, "ports-closed"
+}
+
+// Fact implements Data.
+func (PortsOpened) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Runner, "ports-opened"
 }
 
 // Fact implements Data.

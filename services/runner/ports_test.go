@@ -18,6 +18,7 @@ import (
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
+	"berth.dev/bus/subject"
 	"berth.dev/services/runner/internal/engine"
 
 	"github.com/docker/docker/api/types/container"
@@ -255,6 +256,36 @@ func TestForwarderThatDies(t *testing.T) {
 	r.noForwarders("after the container was killed")
 }
 
+// While it was dead, somebody took its port: that is told, and its return too.
+func TestPortTakenMeanwhile(t *testing.T) {
+	r := start(t)
+	req := r.create(r.connection())
+	req.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"serve", "tcp/127.0.0.1:81"}},
+		container.HostConfig{PortBindings: nat.PortMap{"81/tcp": bind(nat.PortBinding{HostIP: "127.0.0.1"})}})
+	p := r.started(req).Published[0]
+	parts, _ := r.forwarders()
+	for _, c := range parts {
+		if len(c.Ports) > 0 {
+			r.kill(c.ID)
+		}
+	}
+	var thief net.Listener
+	until(t, "the port is stolen", func() (ok bool) {
+		var err error
+		thief, err = net.Listen("tcp4", net.JoinHostPort(p.HostIP, strconv.Itoa(int(p.HostPort))))
+		return err == nil
+	})
+	closed := bustest.Wait[event.PortsClosed](t, r.conn, req.Engagement)
+	if closed.Error.Code != fault.AlreadyExists || !slices.Equal(closed.Published, []event.Published{p}) {
+		t.Errorf("closed %+v", closed)
+	}
+	thief.Close()
+	if opened := bustest.Wait[event.PortsOpened](t, r.conn, req.Engagement); !slices.Equal(opened.Published, closed.Published) {
+		t.Errorf("opened %+v", opened)
+	}
+	until(t, "an answer again", func() bool { s, _ := ask("tcp", p, "x"); return s == "x" })
+}
+
 // Each clash is found before anything is made, and names who has the port.
 func TestPortClashes(t *testing.T) {
 	r := start(t)
@@ -374,6 +405,38 @@ func TestHandlerPublishes(t *testing.T) {
 	})
 	if c, v := r.forwarders(); len(c)+v > 0 {
 		t.Errorf("left when the stop is done: %v and %d volumes", c, v)
+	}
+
+	// Another handler takes the place of the first: the port stays the same,
+	// although the engine chose it.
+	publish.PortBindings = nat.PortMap{"8080/tcp": bind(nat.PortBinding{HostIP: "127.0.0.1"})}
+	check, req = newReq()
+	call(t, r.conn, command.HandlerCheck, check)
+	made = r.started(req)
+	parts, _ := r.forwarders()
+	check.Again, req.Again = true, true
+	call(t, r.conn, command.HandlerCheck, check)
+	for !call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: req.Engagement}).Already {
+	}
+	call(t, r.conn, command.HandlerCreate, req)
+	var next event.HandlerCreated
+	bustest.Collect(t, r.conn, subject.Engagement, req.Engagement, func(e event.Envelope) bool {
+		f, ok := event.Decode[event.HandlerCreated](e)
+		next = f
+		return ok && f.ContainerID != made.ContainerID
+	})
+	call(t, r.conn, command.HandlerStart, command.EngagementRef{Engagement: req.Engagement})
+	if !slices.Equal(next.Published, made.Published) {
+		t.Errorf("published %v, after %v", next.Published, made.Published)
+	}
+	if now, _ := r.forwarders(); len(now) != 2 || len(parts) != 2 || now[0].ID != parts[0].ID {
+		t.Errorf("the forwarder was made anew: %v, %v", parts, now)
+	}
+	until(t, "an answer from the next", func() bool { s, _ := ask("tcp", next.Published[0], "x"); return s == "x" })
+	for !call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: req.Engagement}).Already {
+	}
+	if c, v := r.forwarders(); len(c)+v > 0 {
+		t.Errorf("left after the second: %v and %d volumes", c, v)
 	}
 
 	// Checked and then given up.

@@ -104,7 +104,7 @@ func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *run
 	state := facts.Stater{Bus: conn, Log: log}.State
 	r.watch = eng.NewWatch(func() { r.sweeper.Trigger() })
 	r.beside = beside.Holder{
-		Ports:    ports.New(eng, r.watch, ports.Options{Network: cfg.network, Go: r.spawn, Log: log}),
+		Ports:    ports.New(eng, r.watch, ports.Options{Network: cfg.network, State: state, Go: r.spawn, Log: log}),
 		Networks: network.NewAttached(eng),
 	}
 	way := cfg.volumePlugin

@@ -3,7 +3,9 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/handlerrun"
+	"berth.dev/ctl/internal/holder"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/render"
 	"berth.dev/ctl/internal/usage"
@@ -77,7 +80,7 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 				if err == nil {
 					a.published(r.Published)
 				}
-				return r.ContainerID, r.Warnings, err
+				return r.ContainerID, r.Warnings, a.withHolder(s, err)
 			},
 		})
 		ended <- outcome{code, err}
@@ -144,4 +147,25 @@ func (a *App) dockerRuns(ctx context.Context, ws *workspace.Workspace, connectio
 		}
 	}
 	return names
+}
+
+// busyPort is the hint of a port that a process has; see package ports of runner.
+var busyPort = regexp.MustCompile(`^ss -tulpn 'sport = :(\d+)'$`)
+
+// withHolder adds to such a fault who the process is, where the engine's machine
+// is this one and the process one's own: the engine does not know.
+func (a *App) withHolder(s *session, err error) error {
+	f := new(fault.Error)
+	if !errors.As(err, &f) || !strings.HasPrefix(s.ws.Engine.API.DaemonHost(), "unix://") {
+		return err
+	}
+	m := busyPort.FindStringSubmatch(f.Hint)
+	if m == nil {
+		return err
+	}
+	port, perr := strconv.ParseUint(m[1], 10, 16)
+	if p, ok := holder.Of(uint16(port)); ok && perr == nil {
+		return &fault.Error{Code: f.Code, Stage: f.Stage, Hint: f.Hint, Message: "the port " + m[1] + " of this machine is taken: " + p.String() + " listens on it"}
+	}
+	return err
 }

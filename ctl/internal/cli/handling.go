@@ -18,6 +18,7 @@ import (
 	"berth.dev/ctl/internal/engagement"
 	"berth.dev/ctl/internal/handlerrun"
 	"berth.dev/ctl/internal/interrupt"
+	"berth.dev/ctl/internal/render"
 	"berth.dev/ctl/internal/workspace"
 	"berth.dev/lease"
 
@@ -185,7 +186,7 @@ func doing(kind string) string {
 
 func (h *handling) open(ctx context.Context, req command.OpenEngagement) error {
 	h.app.print.Progress("%s %s (engagement %s)", doing(req.Kind), req.Workload, h.eng.ID())
-	return h.eng.Open(ctx, req)
+	return h.app.withHolder(h.s, h.eng.Open(ctx, req))
 }
 
 // run stands in for the engine's start.
@@ -317,6 +318,10 @@ func (h *handling) stop() {
 func (h *handling) verdict(ran bool) error {
 	if h.eng.Opened() {
 		if err := h.eng.Outcome(); err != nil {
+			if code := handlerrun.StartCode(err.Error()); code != 0 {
+				render.Error(h.app.Stderr, "ctl", err)
+				return exit(code) // docker run's
+			}
 			return err
 		}
 	}
@@ -357,6 +362,12 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.HandlerCreated](e); ok {
 		step("handler created", "%s", f.Container)
+		h.app.published(f.Published)
+	}
+	if f, ok := event.Decode[event.PortsClosed](e); ok {
+		p.Notice("ctl: published ports of %s are closed, and are tried again: %s", f.Container, f.Error.Message)
+	}
+	if f, ok := event.Decode[event.PortsOpened](e); ok {
 		h.app.published(f.Published)
 	}
 	if _, ok := event.Decode[event.HandlerStarted](e); ok {

@@ -42,10 +42,6 @@ type Options struct {
 	Handler bool
 }
 
-// ExitNotRun is Docker's exit code for a container that did not run; 126 and 127
-// are those for a command that cannot be run or found in it.
-const ExitNotRun = 125
-
 // Hooks stand in for the engine.
 type Hooks struct {
 	// Create creates the container that the arguments describe.

@@ -149,3 +149,17 @@ func TestDockerRun(t *testing.T) {
 		}
 	}
 }
+
+func TestStartCode(t *testing.T) {
+	for message, code := range map[string]int{
+		`start container x: failed to create shim: exec: "y": executable file not found in $PATH: unknown`: ExitNotFound,
+		`start container x: exec: "/y": stat /y: no such file or directory`:                                ExitNotFound,
+		`start container x: exec: "/etc": permission denied`:                                               ExitNotRunnable,
+		`start container x: no space left`:                                                                 0,
+		`read the environment: permission denied`:                                                          0,
+	} {
+		if got := StartCode(message); got != code {
+			t.Errorf("%s: %d, want %d", message, got, code)
+		}
+	}
+}

@@ -69,7 +69,52 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 			return none, err
 		}
 	}
+	if req.Again {
+		s.keepBeside(req.Engagement)
+	}
 	return checked, nil
+}
+
+// switchTime is longer than it takes connector to have one handler take the place
+// of another, both of which may be slow to end or to start.
+const switchTime = 2 * time.Minute
+
+// keepBeside has an engagement keep what its handler has beside the shared
+// network when that ends, for the one that takes its place: a port that the
+// engine chose stays the same. If none comes, it is given back.
+func (s *Set) keepBeside(engagement string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[engagement]
+	if r == nil || r.followed {
+		return
+	}
+	r.followed = true
+	s.opt.Go(func(ctx context.Context) {
+		select {
+		case <-time.After(switchTime):
+		case <-ctx.Done():
+			return
+		}
+		s.mu.Lock()
+		r.followed = false
+		alone := r.phase == ended && s.records[engagement] == r
+		s.mu.Unlock()
+		if alone {
+			s.opt.Beside.Close(ctx, r.owner())
+		}
+	})
+}
+
+// closeBeside takes back what r's handler has beside the shared network, unless
+// it is for the next one.
+func (s *Set) closeBeside(ctx context.Context, r *record) {
+	s.mu.Lock()
+	followed := r.followed
+	s.mu.Unlock()
+	if !followed {
+		s.opt.Beside.Close(ctx, r.owner())
+	}
 }
 
 // wantBeside is what a handler is to have beside the shared network, once it is

@@ -154,7 +154,7 @@ func (s *Set) follow(ctx context.Context, r *record, wait *engine.Waiting, outpu
 	if err := s.eng.Gone(ctx, r.container); err != nil {
 		s.log.Warn("the handler's container is not removed yet", "engagement", r.engagement, "err", err)
 	}
-	s.opt.Beside.Close(ctx, r.owner())
+	s.closeBeside(ctx, r)
 	s.removeVolumes(ctx, r.engagement)
 	close(r.gone)
 }

@@ -98,6 +98,7 @@ type record struct {
 	stopping  bool
 	adopted   bool // was here when this runner came
 	silent    bool // of an engagement that connector does not know: no facts
+	followed  bool // another handler is to take its place, and what it has beside
 }
 
 // New returns an empty set.

@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"reflect"
 	"sync"
 	"time"
 
@@ -39,6 +40,8 @@ import (
 // Options are what a Set needs beside the engine.
 type Options struct {
 	Network string // the workspace's: the front's
+	// State states a fact; it returns when the fact is safe.
+	State func(ctx context.Context, id string, d event.Data)
 	// Go runs f in a goroutine that runner waits for; its context ends after
 	// everything has been undone.
 	Go  func(f func(context.Context))
@@ -58,7 +61,8 @@ type Set struct {
 // forwarder is a front and its back.
 type forwarder struct {
 	owner owner.Owner
-	want  Want
+	asked Want // by the user
+	want  Want // the same, with the ports that the engine chose once it has
 	since time.Time
 	ready chan struct{} // closed when it is open, or has failed to
 	end   context.CancelFunc
@@ -70,6 +74,7 @@ type forwarder struct {
 	err       error
 	ids       [2]string // front, back
 	closed    bool
+	known     bool // connector knows the engagement, or did
 }
 
 // reserved is how long the ports of an engagement are kept that connector does
@@ -99,9 +104,15 @@ func (s *Set) Open(ctx context.Context, o owner.Owner, want Want) ([]event.Publi
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		if reflect.DeepEqual(f.asked, want) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return f.published, f.err
+		}
+		if err := s.Close(ctx, o); err != nil { // the next handler of an engagement, with others
+			return nil, err
+		}
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		return f.published, f.err
 	}
 	if err := s.clash(o, containerPorts(want)); err != nil {
 		s.mu.Unlock()
@@ -132,7 +143,7 @@ func (s *Set) Open(ctx context.Context, o owner.Owner, want Want) ([]event.Publi
 }
 
 func newForwarder(o owner.Owner, want Want) *forwarder {
-	return &forwarder{owner: o, want: want, since: time.Now(), ready: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}), end: func() {}}
+	return &forwarder{owner: o, asked: want, want: want, since: time.Now(), ready: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}), end: func() {}}
 }
 
 // settle waits for forwarders that are being closed, and reports whether there
@@ -201,7 +212,14 @@ func (s *Set) Holds(labels map[string]string, known func(engagement string) bool
 	if f == nil {
 		return false
 	}
-	if f.owner.Engagement == "" || known(f.owner.Engagement) || time.Since(f.since) < reserved {
+	if f.owner.Engagement == "" {
+		return true
+	}
+	s.mu.Lock()
+	f.known = f.known || known(f.owner.Engagement)
+	early := !f.known && time.Since(f.since) < reserved
+	s.mu.Unlock()
+	if early || known(f.owner.Engagement) {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
@@ -288,11 +306,23 @@ func (s *Set) died(ctx context.Context, f *forwarder) bool {
 func (s *Set) revive(ctx context.Context, f *forwarder) {
 	s.mu.Lock()
 	f.want = wanted(f.published)
+	published := f.published
 	s.mu.Unlock()
+	told := false
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		_, err := s.open(ctx, f, false)
-		if err == nil || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return
+		}
+		if err == nil {
+			if told {
+				s.tell(ctx, f, event.PortsOpened{Container: f.owner.Name, Published: published})
+			}
+			return
+		}
+		if !told {
+			told = true
+			s.tell(ctx, f, event.PortsClosed{Container: f.owner.Name, Published: published, Error: *fault.From(err)})
 		}
 		s.opt.Log.Error("published ports are closed", "container", f.owner.Name, "connection", f.owner.Connection, "err", err)
 		select {
@@ -300,6 +330,13 @@ func (s *Set) revive(ctx context.Context, f *forwarder) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// tell states a fact about an engagement; nobody follows the facts of a guest.
+func (s *Set) tell(ctx context.Context, f *forwarder, d event.Data) {
+	if f.owner.Engagement != "" {
+		s.opt.State(ctx, f.owner.Engagement, d)
 	}
 }
 
