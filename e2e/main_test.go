@@ -74,8 +74,10 @@ func tearDown() error {
 	if err := command(ctx, os.Getenv("BERTH_CTL"), "quit", "--all"); err != nil {
 		return err
 	}
-	if err := cluster.Delete(ctx, "testdata/echo.yaml"); err != nil {
-		return err
+	for _, f := range []string{"testdata/echo.yaml", "testdata/volumes.yaml"} {
+		if err := cluster.Delete(ctx, f); err != nil {
+			return err
+		}
 	}
 	return cluster.Delete(ctx, filepath.Join(os.Getenv("BERTH_ROOT"), "examples/manifests/example.yaml"))
 }

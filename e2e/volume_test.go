@@ -30,17 +30,11 @@ type vols struct {
 // dirs are the mount paths of its container that are folders, nested ones aside.
 var dirs = []string{"/data", "/etc/vols", "/etc/vols-secret", "/pv", "/host", "/small", "/etc/down", "/sub", "/var/run/secrets/kubernetes.io/serviceaccount"}
 
+// applyVols makes sure of the workload; TestMain removes it.
 func applyVols(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		if err := cluster.Delete(ctx, "testdata/volumes.yaml"); err != nil {
-			t.Error(err)
-		}
-	})
 	if err := cluster.Apply(ctx, "testdata/volumes.yaml"); err != nil {
 		t.Fatal(err)
 	}
@@ -404,6 +398,28 @@ func TestVolumeFlags(t *testing.T) {
 		args := append([]string{"replace", "vols", "--container", "app"}, bad...)
 		if r := ctl.Run(t, append(args, "--docker-run", "--", probeImage, "exit", "0")...); r.Code != 2 && r.Code != 1 || !strings.Contains(r.Stderr, bad[0]) {
 			t.Errorf("%v: %v", bad, r)
+		}
+	}
+}
+
+// An ingest has the volumes too, and may not write to any; an intercept may.
+func TestVolumesBeside(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	for _, x := range []struct {
+		args []string
+		want string
+		code int
+	}{
+		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/etc/frontend-secret/token"}, "not-so-secret-canary", 0},
+		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "whoami"}, "system:serviceaccount:default:default", 0},
+		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "put", "/data/x", "x"}, "read-only file system", 1},
+		{[]string{"intercept", "frontend-v1", "--port", "http", "--wait", "none", "--docker-run", "--", probeImage, "put", "/data/x", "x"}, "", 0},
+		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/data/x"}, "x", 0},
+	} {
+		r := ctl.Run(t, x.args...)
+		if r.Code != x.code || !strings.Contains(r.Stdout+r.Stderr, x.want) {
+			t.Errorf("want exit code %d and %q: %v", x.code, x.want, r)
 		}
 	}
 }

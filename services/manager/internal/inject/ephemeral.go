@@ -54,7 +54,8 @@ func Ephemeral(pod *corev1.Pod, container string, divert bool, prove func(name s
 	env := append(ownResources(c.Env, container), besideEnv(pod, c, id, o)...)
 	env = append(env, corev1.EnvVar{Name: "BERTH_AGENT_PROOF", Value: prove(name)})
 	sc := securityContext(pod.Spec.SecurityContext, c.SecurityContext)
-	sc.Capabilities.Add = nil // it listens on no port that is low
+	// It listens on no port that is low; what root may do with files it needs.
+	sc.Capabilities.Add = slices.DeleteFunc(sc.Capabilities.Add, func(c corev1.Capability) bool { return c == "NET_BIND_SERVICE" })
 	if divert {
 		var user string
 		if sc, user = diverting(pod.Spec.SecurityContext, sc); user != "" {
@@ -134,7 +135,7 @@ func diverting(pod *corev1.PodSecurityContext, was *corev1.SecurityContext) (sc 
 	if was.RunAsGroup != nil {
 		gid = *was.RunAsGroup
 	}
-	sc.Capabilities.Add = []corev1.Capability{"NET_ADMIN"}
+	sc.Capabilities.Add = append([]corev1.Capability{"NET_ADMIN"}, was.Capabilities.Add...)
 	if uid != 0 {
 		sc.Capabilities.Add = append(sc.Capabilities.Add, "SETGID", "SETUID")
 		user = fmt.Sprintf("%d:%d", uid, gid)
