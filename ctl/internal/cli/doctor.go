@@ -91,6 +91,10 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		v, err := ws.Engine.API.ServerVersion(ctx)
 		return fmt.Sprintf("Engine %s at %s, API %s", v.Version, ws.Engine.Host, ws.Engine.API.ClientVersion()), err
 	})
+	x.check("reach", []string{"Docker"}, func() (string, error) {
+		r, err := ws.Engine.Reach(ctx)
+		return r.String(), err
+	})
 	x.check("image", []string{"Docker"}, func() (string, error) { return ws.Image, ws.HasImage(ctx) })
 	x.check("workspace", []string{"Docker"}, func() (string, error) {
 		conn, state, err := a.ask(ctx, ws)
