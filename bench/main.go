@@ -37,7 +37,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer b.close()
-	for _, step := range []func(context.Context) error{b.engage, b.connect, b.path, b.names, b.idle} {
+	for _, step := range []func(context.Context) error{b.engage, b.connect, b.path, b.names, b.idle, b.builds} {
 		if err := step(ctx); err != nil {
 			return err
 		}

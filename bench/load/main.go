@@ -2,6 +2,7 @@
 // pod, in the daemon container's network and on the host.
 //
 //	load serve PORT
+//	load web FILE PORT                 HTTP: what the file was at the start
 //	load bulk up|down ADDR SECONDS     prints Mbit/s of one flow
 //	load rr ADDR SECONDS               prints the median and 99th percentile of a 64-byte round trip, µs
 //	load conn ADDR SECONDS             prints new connections a second, each with one round trip
@@ -14,6 +15,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -25,6 +27,9 @@ func main() {
 	log.SetFlags(0)
 	if len(os.Args) == 3 && os.Args[1] == "serve" {
 		log.Fatal(serve(":" + os.Args[2]))
+	}
+	if len(os.Args) == 4 && os.Args[1] == "web" {
+		log.Fatal(web(os.Args[2], ":"+os.Args[3]))
 	}
 	if len(os.Args) < 4 {
 		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn ADDR S | dns NAME S")
@@ -49,6 +54,14 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+func web(path, addr string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(text) }))
 }
 
 // serve does what the first byte of each connection says: e echoes, s swallows
