@@ -16,7 +16,9 @@ traffic go to the handler, which runs in the foreground. When the handler ends, 
 itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
 The exit code is the handler's. What stands behind -- is as for docker run; --rm is
 implied, --detach is refused. The image is there before the cluster is touched.
-With --docker-build it is built first, and the word IMAGE stands for it. Without
+With --docker-build it is built first, and the word IMAGE stands for it; with
+--watch it is built again whenever the context changes, and the new handler takes
+the old one's place while connections wait. Without
 either, what stands behind -- is a command of this machine: it has the container's
 environment, and the traffic comes to it at this machine's address. The traffic
 goes to the handler once it listens (--wait); the workload's own pods answer
@@ -26,6 +28,8 @@ until then.`,
 			"ctl replace frontend --container app --port 3000:http --docker-run -- -it -e DEBUG=1 frontend:dev",
 			"ctl replace statefulset/db --docker-run -- -v $PWD:/src db:dev",
 			"ctl replace frontend --docker-build . --docker-build-opt tag=frontend:dev -- -it IMAGE",
+			"ctl replace frontend --docker-build . --watch",
+			"ctl replace frontend --port 3000:http -- npm start",
 		},
 	}, lease.Replace)
 }

@@ -105,6 +105,8 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 	switch {
 	case f.build.given() && (f.dockerRun || f.build.context != "" && f.build.debug != ""):
 		return fault.New(fault.InvalidArgument, help, "at most one of --docker-run, --docker-build and --docker-debug can be given")
+	case f.build.watch && f.wait == command.WaitNone:
+		return fault.New(fault.InvalidArgument, "--wait listening", "--watch and --wait none exclude each other: connections would be refused until the next handler listens")
 	case f.build.given():
 		return f.build.check(l.After)
 	case f.build.watch:

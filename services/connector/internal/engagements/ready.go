@@ -15,8 +15,12 @@ import (
 	"berth.dev/services/connector/internal/engage"
 )
 
-// probeEvery is how often a handler that starts is looked at.
-const probeEvery = 50 * time.Millisecond
+// How often a handler that starts is looked at: its ports by vif, its health by
+// the engine, which itself looks once a second at most.
+const (
+	probeEvery  = 50 * time.Millisecond
+	healthEvery = 250 * time.Millisecond
+)
 
 // awaitReady returns when the handler is ready for traffic, and by what it was
 // told. Until then the workload's own pods answer. It waits as long as the
@@ -48,8 +52,12 @@ func (l *Live) awaitReady(ctx context.Context, generation int) (by string, err e
 		case ctx.Err() == nil: // not only the limit's own doing
 			last = err.Error()
 		}
+		every := probeEvery
+		if by == command.WaitHealthy {
+			every = healthEvery
+		}
 		select {
-		case <-time.After(probeEvery):
+		case <-time.After(every):
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), context.Canceled) {
 				return by, ctx.Err()
