@@ -60,8 +60,8 @@ check: prepare ## what CI runs before the tests: fmt, vet, staticcheck, dependen
 	@tools/check/check.sh $(MODULES)
 
 .PHONY: bench
-bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run
-	@go -C bench build -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench
+bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run; STEPS picks some
+	@go -C bench build -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench $(STEPS)
 
 .PHONY: build
 build: ## all binaries, into bin/

@@ -19,6 +19,9 @@ import (
 // asked inside the cluster, against docker build and docker run, asked on the
 // host. Both builders are the engine's own of the same kind.
 func (b *bench) builds(ctx context.Context) error {
+	if _, err := out(ctx, b.ctl, "connect", "--docker", "--name", "bench"); err != nil { // no change where it is up
+		return err
+	}
 	dir := filepath.Join(b.dir, "app")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -4,7 +4,8 @@
 // figures are the machine's.
 //
 // It uses the cluster of $KUBECONFIG with Berth installed or not, brings its
-// own pod and image, and takes both away again.
+// own pod and image, and takes both away again. Words on its command line choose
+// steps: engage, connect, path, names, idle, builds.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -25,20 +27,39 @@ type row struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+// step makes some rows.
+type step struct {
+	name string
+	do   func(*bench, context.Context) error
+}
+
+// run takes all steps, or those that are named.
+func run(ctx context.Context, names []string) error {
+	steps := []step{
+		{"engage", (*bench).engage}, {"connect", (*bench).connect}, {"path", (*bench).path},
+		{"names", (*bench).names}, {"idle", (*bench).idle}, {"builds", (*bench).builds},
+	}
+	for _, n := range names {
+		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == n }) {
+			return fmt.Errorf("there is no step %q", n)
+		}
+	}
 	b, err := open(ctx)
 	if err != nil {
 		return err
 	}
 	defer b.close()
-	for _, step := range []func(context.Context) error{b.engage, b.connect, b.path, b.names, b.idle, b.builds} {
-		if err := step(ctx); err != nil {
+	for _, s := range steps {
+		if len(names) > 0 && !slices.Contains(names, s.name) {
+			continue
+		}
+		if err := s.do(b, ctx); err != nil {
 			return err
 		}
 	}
