@@ -305,6 +305,9 @@ func TestReplacePublishes(t *testing.T) {
 			for port, addr := range published(t, p, 2) {
 				echoes(t, port, addr)
 			}
+			if r := ctl.Must(t, "status"); !strings.Contains(r.Stdout, "published 127.0.0.1:") {
+				t.Errorf("status does not tell the published ports: %v", r)
+			}
 			askIn(t, net1, "web:81")
 			if c.name == "handler killed" { // first the forwarder alone: it comes back
 				kill("forwarder")(t, p)

@@ -216,18 +216,20 @@ type Connection struct {
 
 // Engagement is an engagement's record.
 type Engagement struct {
-	ID         string       `json:"id"`
-	Name       string       `json:"name"`
-	Connection string       `json:"connection"`
-	Kind       string       `json:"kind"`
-	Namespace  string       `json:"namespace"`
-	Workload   string       `json:"workload"`
-	Container  string       `json:"container"`
-	Phase      string       `json:"phase"` // requested, prepared, created, active, restoring
-	Handler    string       `json:"handler,omitempty"`
-	Ports      []event.Port `json:"ports,omitempty"`
-	Pods       []string     `json:"pods,omitempty"`
-	Since      time.Time    `json:"since"`
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	Connection string `json:"connection"`
+	Kind       string `json:"kind"`
+	Namespace  string `json:"namespace"`
+	Workload   string `json:"workload"`
+	Container  string `json:"container"`
+	Phase      string `json:"phase"` // requested, prepared, created, active, restoring
+	Handler    string `json:"handler,omitempty"`
+	// Published are the host's ports that lead to the handler.
+	Published []event.Published `json:"published,omitempty"`
+	Ports     []event.Port      `json:"ports,omitempty"`
+	Pods      []string          `json:"pods,omitempty"`
+	Since     time.Time         `json:"since"`
 }
 
 // ListWorkloads asks for the workloads of a namespace (default: the connected one).

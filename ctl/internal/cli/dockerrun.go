@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"regexp"
 	"slices"
@@ -117,9 +118,12 @@ func (a *App) dockerRunEnd(ctx context.Context, code int, err error) error {
 // them at the forwarder that has them, not there.
 func (a *App) published(all []event.Published) {
 	for _, p := range all {
-		host := net.JoinHostPort(p.HostIP, strconv.Itoa(int(p.HostPort)))
-		a.print.Progress("published %s -> %d/%s", host, p.Container, p.Protocol)
+		a.print.Progress("published %s", publishedText(p))
 	}
+}
+
+func publishedText(p event.Published) string {
+	return fmt.Sprintf("%s -> %d/%s", net.JoinHostPort(p.HostIP, strconv.Itoa(int(p.HostPort))), p.Container, p.Protocol)
 }
 
 // connectionGone tells of a container's end that was the end of its connection.

@@ -116,6 +116,11 @@ func (a *App) printStatus(st status) {
 		rows = append(rows, []string{e.Name, e.Kind, names[e.Connection], e.Namespace, e.Phase, age(e.Since), ports(e.Ports), dash(e.Handler), e.ID})
 	}
 	a.print.Table(rows)
+	for _, e := range st.Engagements {
+		for _, p := range e.Published {
+			a.print.Result("%s: published %s", e.Name, publishedText(p))
+		}
+	}
 }
 
 func health(c command.Connection) string {

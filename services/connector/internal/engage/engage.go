@@ -151,6 +151,7 @@ type Input struct {
 	Method    string
 	Container string
 	ID        string // of the container
+	Published []event.Published
 	Image     string // of a SwitchAsked
 	Mode      If     // of a SwitchAsked
 	By        string // what HandlerReady was told by
@@ -175,6 +176,7 @@ type State struct {
 	StartedAt time.Time
 	By        string // what was waited for
 	HandlerID string // of the handler's container; empty: none is there
+	Published []event.Published
 	Old       string // that whose place was taken last
 	Image     string // after a switch
 	Asked     time.Time
@@ -227,7 +229,7 @@ func (s State) learn(in Input) State {
 			s.Method = in.Method
 		}
 	case HandlerCreated:
-		s.Handler, s.HandlerID = in.Container, in.ID
+		s.Handler, s.HandlerID, s.Published = in.Container, in.ID, in.Published
 	case SwitchAsked:
 		if s.Stage != Active && s.Stage != Vacant {
 			return s

@@ -49,7 +49,7 @@ func (s State) Record() command.Engagement {
 	return command.Engagement{
 		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
 		Namespace: s.Requested.Namespace, Workload: s.Requested.Workload, Container: s.Requested.Container,
-		Phase: s.Stage.Phase(), Handler: s.Handler,
+		Phase: s.Stage.Phase(), Handler: s.Handler, Published: s.Published,
 		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Since: s.Since,
 	}
 }
@@ -59,7 +59,7 @@ func (s State) Record() command.Engagement {
 func InputOf(e event.Envelope) (in Input, ok bool) {
 	in.At = e.Time
 	if d, is := event.Decode[event.HandlerCreated](e); is {
-		in.On, in.Container, in.ID = HandlerCreated, d.Container, d.ContainerID
+		in.On, in.Container, in.ID, in.Published = HandlerCreated, d.Container, d.ContainerID, d.Published
 	} else if d, is := event.Decode[event.HandlerStarted](e); is {
 		in.On, in.Container, in.ID = HandlerStarted, d.Container, d.ContainerID
 	} else if d, is := event.Decode[event.HandlerExited](e); is {
