@@ -120,6 +120,35 @@ func TestIntercept(t *testing.T) {
 			t.Errorf("after the end: %v: %s", err, out)
 		}
 	})
+	t.Run("UDP, and TCP stays", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "echo", "--port", "9998:udp", "--docker-run", "--", probeImage, "shout", "9998")
+		rig.Eventually(t, time.Minute, "datagrams come to the handler", func(context.Context) (bool, string) {
+			out, err := probe(t, daemonOf(t), "udp", "echo:7007", "hello", "HELLO")
+			return err == nil, out
+		})
+		if out, err := probe(t, daemonOf(t), "halfclose", "echo:7007"); err != nil {
+			t.Errorf("TCP on the same number: %v: %s", err, out)
+		}
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+		if out, err := probe(t, daemonOf(t), "udp", "echo:7007", "hello"); err != nil {
+			t.Errorf("after the end: %v: %s", err, out)
+		}
+	})
+	t.Run("headless, by number", func(t *testing.T) {
+		p := ctl.Start(t, "intercept", "echo", "--port", "9997:7007", "--service", "echo-headless", "--docker-run", "--", probeImage, "serve", ":9997")
+		rig.Eventually(t, time.Minute, "the pod's own address leads to the handler", func(ctx context.Context) (bool, string) {
+			got, err := cluster.Get(ctx, "http://echo-headless:7007")
+			if err != nil {
+				return false, err.Error()
+			}
+			return strings.HasPrefix(got, "probe\n"), got
+		})
+		ctl.Must(t, "leave", "echo/echo")
+		p.Wait(t, time.Minute)
+	})
 	t.Run("killed client", func(t *testing.T) {
 		p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
 		answers(t, time.Minute, "frontend v2")
@@ -130,4 +159,27 @@ func TestIntercept(t *testing.T) {
 		noHandler(t)
 		check()
 	})
+}
+
+// What dies in the cluster comes back, and in between the app answers: never
+// nobody for longer than it takes to notice.
+func TestInterceptKill(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	check := untouched(t)
+	p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
+	answers(t, time.Minute, "frontend v2")
+
+	killInCluster(t, "default", "app=frontend-v1", "agent")
+	answers(t, time.Minute, "frontend v2") // by another agent
+	killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager")
+	answers(t, 5*time.Second, "frontend v1") // the agent knows of nothing that it should divert
+	answers(t, time.Minute, "frontend v2")
+	if !p.Running() {
+		t.Fatal("the engagement ended")
+	}
+	ctl.Must(t, "leave", "frontend-v1")
+	p.Wait(t, time.Minute)
+	check()
 }

@@ -229,7 +229,8 @@ type SecretsReviewed struct {
 type WorkloadPrepared struct {
 	Pods   []string `json:"pods"`
 	Ports  []Port   `json:"ports"`
-	Method string   `json:"method"` // surge or recreate
+	Method string   `json:"method"`        // ephemeral (beside the container, nothing restarted), surge or recreate (how pods were exchanged)
+	Why    string   `json:"why,omitempty"` // not ephemeral, where it could have been
 	Millis int64    `json:"millis"`
 }
 

@@ -9,13 +9,14 @@
 //	probe stubborn                  ignores every signal that can be ignored
 //	probe get URL                   prints an HTTP answer
 //	probe refused ADDR              a connection to ADDR is refused
-//	probe udp ADDR TEXT             TEXT comes back from a UDP echo server
+//	probe udp ADDR TEXT [WANT]      TEXT comes back from a UDP echo server, or WANT from one that shouts
 //	probe ping IP                   an ICMP echo is answered
 //	probe noping IP                 none is, within two seconds
 //	probe resolve NAME              prints the addresses, sorted
 //	probe srv NAME, probe ptr IP    prints what DNS says
 //	probe halfclose ADDR            sends, closes its half, reads the echo to the end
 //	probe echo PORT|ADDR:PORT…      TCP and UDP echo server
+//	probe shout PORT|ADDR:PORT…     the same, but datagrams come back in capitals
 //	probe hash                      prints the SHA-256 of its stdin
 //	probe tree PATH…                prints all that lies there, with hashes
 //	probe environ                   prints the environment, values as hashes
@@ -101,7 +102,7 @@ func run(args []string) error {
 		}
 		return nil
 	case "udp":
-		return udp(arg(1), arg(2))
+		return udp(arg(1), arg(2), arg(3))
 	case "ping":
 		return ping(arg(1))
 	case "noping":
@@ -127,7 +128,9 @@ func run(args []string) error {
 	case "halfclose":
 		return halfClose(arg(1))
 	case "echo":
-		return echo(args[1:])
+		return echo(args[1:], func(b []byte) []byte { return b })
+	case "shout":
+		return echo(args[1:], bytes.ToUpper)
 	case "hash":
 		h := sha256.New()
 		n, err := io.Copy(h, os.Stdin)
@@ -227,7 +230,10 @@ func get(ctx context.Context, url string) error {
 	return err
 }
 
-func udp(addr, text string) error {
+func udp(addr, text, want string) error {
+	if want == "" {
+		want = text
+	}
 	c, err := net.Dial("udp", addr)
 	if err != nil {
 		return err
@@ -240,12 +246,12 @@ func udp(addr, text string) error {
 		}
 		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
 		n, err := c.Read(buf)
-		if err == nil && string(buf[:n]) == text {
+		if err == nil && string(buf[:n]) == want {
 			fmt.Println(n, "bytes")
 			return nil
 		}
 	}
-	return fmt.Errorf("no echo from %s", addr)
+	return fmt.Errorf("no %q from %s", want, addr)
 }
 
 func ping(ip string) error {
@@ -300,7 +306,7 @@ func halfClose(addr string) error {
 }
 
 // echo answers at all addresses until it is killed.
-func echo(addrs []string) error {
+func echo(addrs []string, answer func([]byte) []byte) error {
 	if len(addrs) == 0 {
 		return errors.New("echo: no port")
 	}
@@ -317,21 +323,21 @@ func echo(addrs []string) error {
 		if err != nil {
 			return err
 		}
-		go func() { failed <- echoUDP(pc) }()
+		go func() { failed <- echoUDP(pc, answer) }()
 		go func() { failed <- echoTCP(l) }()
 	}
 	fmt.Println("echo on", strings.Join(addrs, " "))
 	return <-failed
 }
 
-func echoUDP(c net.PacketConn) error {
+func echoUDP(c net.PacketConn, answer func([]byte) []byte) error {
 	buf := make([]byte, 65536)
 	for {
 		n, from, err := c.ReadFrom(buf)
 		if err != nil {
 			return err
 		}
-		_, _ = c.WriteTo(buf[:n], from)
+		_, _ = c.WriteTo(answer(buf[:n]), from)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -174,6 +175,11 @@ func testIntercept(t *testing.T, kind string, replicas int32, mutate ...func(*co
 	for range 50 { // at once, and all
 		if got, err := r.get(t.Context(), dst); err != nil || !strings.Contains(got, r.handler) {
 			t.Fatalf("active, but %q, %v", got, err)
+		}
+	}
+	for _, p := range r.pods() { // by the pod's own address, as of a headless service or of none
+		if got, err := r.get(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(p.Status.PodIP), 8080)); err != nil || !strings.Contains(got, r.handler) {
+			t.Errorf("pod %s itself: %q, %v", p.Name, got, err)
 		}
 	}
 	// Another one on the same port is refused, and named its holder.

@@ -358,7 +358,11 @@ func (h *handling) see(e event.Envelope) {
 		p.Notice("ctl: the values of these Secrets are masked: %s", strings.Join(f.Masked, ", "))
 	}
 	if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
-		step("workload prepared", "%d pod(s), by %s", len(f.Pods), f.Method)
+		how := f.Method
+		if f.Why != "" {
+			how += ", since " + f.Why
+		}
+		step("workload prepared", "%d pod(s), by %s", len(f.Pods), how)
 	}
 	if f, ok := event.Decode[event.HandlerCreated](e); ok {
 		step("handler created", "%s", f.Container)

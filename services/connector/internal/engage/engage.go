@@ -149,6 +149,7 @@ type Input struct {
 	Pods      []string
 	Ports     []event.Port
 	Method    string
+	Why       string // see event.WorkloadPrepared
 	Container string
 	ID        string // of the container
 	Published []event.Published
@@ -171,6 +172,7 @@ type State struct {
 	Ports     []event.Port
 	Pods      []string
 	Method    string
+	Why       string // see event.WorkloadPrepared
 	Handler   string // container's name
 	Started   bool   // the handler's process ran
 	StartedAt time.Time
@@ -226,7 +228,7 @@ func (s State) learn(in Input) State {
 			s.Ports = in.Ports
 		}
 		if in.Method != "" {
-			s.Method = in.Method
+			s.Method, s.Why = in.Method, in.Why
 		}
 	case HandlerCreated:
 		s.Handler, s.HandlerID, s.Published = in.Container, in.ID, in.Published

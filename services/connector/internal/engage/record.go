@@ -12,7 +12,7 @@ import (
 func (s State) Fact(say Say) event.Data {
 	switch say {
 	case SayPrepared:
-		return event.WorkloadPrepared{Pods: s.Pods, Ports: s.Ports, Method: s.Method, Millis: s.millis()}
+		return event.WorkloadPrepared{Pods: s.Pods, Ports: s.Ports, Method: s.Method, Why: s.Why, Millis: s.millis()}
 	case SayReady:
 		since := s.Since // of a handler that is the caller's
 		if s.Started {

@@ -51,7 +51,7 @@ func (r *reader) read(obj *coordv1.Lease) []engage.Input {
 	changed := st.Phase != r.phase
 	moved := !slices.Equal(pods, r.pods)
 	r.phase, r.pods = st.Phase, pods
-	in := engage.Input{Pods: pods, Ports: eventPorts(st.Ports), Method: st.Method}
+	in := engage.Input{Pods: pods, Ports: eventPorts(st.Ports), Method: st.Method, Why: st.Why}
 	switch {
 	case changed && st.Phase == lease.Prepared:
 		in.On = engage.WorkloadPrepared
