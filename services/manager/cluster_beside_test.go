@@ -346,3 +346,45 @@ func (r *rig) rolledOut(before []corev1.Pod, n int) time.Duration {
 		return len(now) == n && r.readyOriginals() == n
 	})
 }
+
+// How long the ways take, side by side in one run: for the ADR, and for whoever
+// doubts it. It asserts nothing of time.
+func TestClusterEngageTimes(t *testing.T) {
+	r := newRig(t)
+	r.workload("Deployment", 1)
+	row := func(what string, d time.Duration) { t.Logf("%-55s %6d ms", what, d.Milliseconds()) }
+	restart := func() {
+		before := r.pods()
+		patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"restarted":%q}}}}}`, id())
+		began := time.Now()
+		_, err := r.client.AppsV1().Deployments(r.namespace).Patch(t.Context(), "web", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		must(t, err)
+		r.rolledOut(before, 1)
+		row("kubectl rollout restart, until Ready and the old one ends", time.Since(began))
+	}
+	port := []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}
+	for i := range 4 {
+		restart()
+		what := "intercept of a pod without an agent, just started"
+		if i > 0 { // kubelet has an update of a pod wait while it is busy with the pod
+			time.Sleep(5 * time.Second)
+			what = "intercept of a pod without an agent"
+		}
+		one := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: port}, true)
+		_, d := one.until(lease.Active)
+		row(what, d)
+		row("leave", one.leave())
+		for range 3 {
+			one = r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: port}, true)
+			_, d = one.until(lease.Active)
+			row("intercept of a pod with an agent", d)
+			row("leave", one.leave())
+		}
+		began := time.Now()
+		r.engage("Deployment", lease.EngagementSpec{})
+		r.untilPhase("Deployment", lease.Prepared)
+		row("replace, until prepared (surge)", time.Since(began))
+		r.annotate("Deployment", lease.AnnotationRelease, "true")
+		r.untilGone("Deployment")
+	}
+}

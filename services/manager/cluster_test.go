@@ -61,7 +61,7 @@ func newRig(t *testing.T, security ...string) *rig {
 	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", path)
 	must(t, err)
-	cfg.QPS, cfg.Burst = 100, 200
+	cfg.QPS, cfg.Burst = 1000, 2000 // of looks every 10 ms
 	client, err := kubernetes.NewForConfig(cfg)
 	must(t, err)
 	r := &rig{t: t, cfg: cfg, client: client, handler: "the handler"}

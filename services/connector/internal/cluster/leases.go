@@ -97,7 +97,7 @@ func (c *Cluster) Conflict(ctx context.Context, namespace string, spec lease.Eng
 	if spec.Kind == lease.Ingest {
 		return nil // disturbs nobody
 	}
-	list, err := c.Kube.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{LabelSelector: lease.LabelKind + "=" + lease.KindEngagement})
+	list, err := c.Kube.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{LabelSelector: lease.LabelKind + "=" + lease.KindEngagement, ResourceVersion: "0"})
 	if err != nil {
 		return c.explain(err, leaseRight("list", namespace))
 	}

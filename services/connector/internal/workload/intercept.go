@@ -18,7 +18,8 @@ import (
 
 // Services are those that select the workload's pods.
 func Services(ctx context.Context, c *cluster.Cluster, w Workload) ([]corev1.Service, error) {
-	list, err := c.Kube.CoreV1().Services(w.Namespace).List(ctx, metav1.ListOptions{})
+	// As the API server's cache has them: the newest would be waited for.
+	list, err := c.Kube.CoreV1().Services(w.Namespace).List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return nil, cluster.Explain(err, c.Server, "", cluster.Right{Verb: "list", Resource: "services", Namespace: w.Namespace})
 	}

@@ -36,19 +36,27 @@ type workload struct {
 }
 
 // resolve reads a workload; nil if it does not exist.
-func resolve(ctx context.Context, c kubernetes.Interface, k Key) (*workload, error) {
+//
+// With cached, lists are the API server's as its cache has them: one that must
+// be the newest waits up to a tenth of a second for etcd to say so (Kubernetes
+// 1.31, KEP-2340). That will do where no pods are exchanged.
+func resolve(ctx context.Context, c kubernetes.Interface, k Key, cached bool) (*workload, error) {
+	list := metav1.ListOptions{}
+	if cached {
+		list.ResourceVersion = "0"
+	}
 	w := &workload{owners: map[string]*appsv1.ReplicaSet{}, method: swap.Surge}
 	var services *corev1.ServiceList
 	var servicesErr error
 	var wg sync.WaitGroup
 	wg.Go(func() { // beside the workload itself, since people wait for this
-		services, servicesErr = c.CoreV1().Services(k.Namespace).List(ctx, metav1.ListOptions{})
+		services, servicesErr = c.CoreV1().Services(k.Namespace).List(ctx, list)
 	})
 	defer wg.Wait()
 	var err error
 	switch k.Kind {
 	case "Deployment":
-		err = w.deployment(ctx, c, k)
+		err = w.deployment(ctx, c, k, list)
 	case "ReplicaSet":
 		err = w.replicaSet(ctx, c, k)
 	case "StatefulSet":
@@ -89,12 +97,12 @@ func replicas(n *int32) int {
 	return int(*n)
 }
 
-func (w *workload) deployment(ctx context.Context, c kubernetes.Interface, k Key) error {
+func (w *workload) deployment(ctx context.Context, c kubernetes.Interface, k Key, opts metav1.ListOptions) error {
 	var list *appsv1.ReplicaSetList
 	var listErr error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		list, listErr = c.AppsV1().ReplicaSets(k.Namespace).List(ctx, metav1.ListOptions{})
+		list, listErr = c.AppsV1().ReplicaSets(k.Namespace).List(ctx, opts)
 	})
 	d, err := c.AppsV1().Deployments(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
 	wg.Wait()
