@@ -23,6 +23,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/volume"
 	"github.com/docker/docker/pkg/stdcopy"
+	"github.com/docker/go-connections/nat"
 )
 
 // Runner is killed with kill -9 and started anew: it goes on with what runs,
@@ -80,19 +81,19 @@ func TestLostBusUndoesEverything(t *testing.T) {
 	c := r.connection()
 	handler := r.create(c)
 	two := 2
-	handler.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"stubborn"}, StopTimeout: &two}, container.HostConfig{})
+	handler.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"stubborn"}, StopTimeout: &two}, container.HostConfig{PortBindings: nat.PortMap{"81/tcp": {{HostIP: "127.0.0.1"}}}})
 	handler.Mounts = []command.Mount{{Volume: r.ws + "-data", Path: "/data"}}
 	r.started(handler)
 	made := r.create(c, "wait")
 	call(t, r.conn, command.HandlerCreate, made)
 	bustest.Wait[event.HandlerCreated](t, r.conn, made.Engagement)
 	r.says(handler.Engagement, "ready")
-	guest := call(t, r.conn, command.ContainerCreate, command.CreateContainer{Connection: c, Component: "docker-run", Handler: dockerRun(container.Config{Cmd: []string{"wait"}}, container.HostConfig{})})
+	guest := call(t, r.conn, command.ContainerCreate, command.CreateContainer{Connection: c, Component: "docker-run", Handler: dockerRun(container.Config{Cmd: []string{"wait"}}, container.HostConfig{PortBindings: nat.PortMap{"82/udp": {{HostIP: "127.0.0.1"}}}})})
 	if err := theDocker.api.ContainerStart(t.Context(), guest.ContainerID, container.StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(r.containers()); n != 4 {
-		t.Fatalf("%d containers, want daemon, two handlers and a guest", n)
+	if n := len(r.containers()); n != 8 {
+		t.Fatalf("%d containers, want daemon, two handlers, a guest, and two forwarders of two", n)
 	}
 	r.bus.Stop()
 	select {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -625,4 +627,92 @@ func nameOf(t *testing.T, id string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimPrefix(in.Name, "/")
+}
+
+// Sixteen connections and fifty handlers at once, some with ports: all come up,
+// all answer, all end, and nothing is left.
+func TestMany(t *testing.T) {
+	if testing.Short() {
+		t.Skip("TestMany starts some ninety containers: skipped with -short")
+	}
+	r := start(t)
+	const connections, handlers = 16, 50
+	ids := make([]string, connections)
+	var wg sync.WaitGroup
+	for i := range ids {
+		ids[i] = fmt.Sprintf("c-%d-%s", i, strings.ToLower(rand.Text()[:8]))
+		r.knows(command.Connection{ID: ids[i]})
+		call(t, r.conn, command.DaemonStart, r.daemon(ids[i]))
+	}
+	for _, id := range ids {
+		bustest.Wait[event.DaemonStarted](t, r.conn, id)
+	}
+	reqs := make([]command.CreateHandler, handlers)
+	for i := range reqs {
+		port := 8000 + i
+		req := r.create(ids[i%connections])
+		req.Ports = []event.Port{{Container: uint16(port), Protocol: "TCP"}}
+		host := container.HostConfig{}
+		if i%5 == 0 {
+			host.PortBindings = nat.PortMap{nat.Port(fmt.Sprintf("%d/tcp", port)): bind(nat.PortBinding{HostIP: "127.0.0.1"})}
+		}
+		req.Handler = dockerRun(container.Config{Image: theDocker.image, Cmd: []string{"serve", fmt.Sprintf("tcp/127.0.0.1:%d", port)}}, host)
+		reqs[i] = req
+	}
+	for i := range reqs {
+		wg.Go(func() {
+			if _, err := bus.Call(t.Context(), r.conn, command.HandlerCreate, "", reqs[i]); err != nil {
+				t.Errorf("handler %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range reqs {
+		made := wait[event.HandlerCreated](t, r, reqs[i].Engagement)
+		call(t, r.conn, command.HandlerStart, command.EngagementRef{Engagement: reqs[i].Engagement})
+		wait[event.HandlerStarted](t, r, reqs[i].Engagement)
+		for _, p := range made.Published {
+			until(t, "an answer", func() bool { s, _ := ask("tcp", p, "x"); return s == "x" })
+		}
+	}
+	if n := len(r.containers()); n != connections+handlers+2*handlers/5 {
+		t.Errorf("%d containers", n)
+	}
+	for i := range reqs {
+		call(t, r.conn, command.HandlerStop, command.EngagementRef{Engagement: reqs[i].Engagement})
+	}
+	for i := range reqs {
+		wait[event.HandlerExited](t, r, reqs[i].Engagement)
+	}
+	for _, id := range ids {
+		call(t, r.conn, command.DaemonStop, command.StopDaemon{Connection: id})
+	}
+	for _, id := range ids {
+		wait[event.DaemonExited](t, r, id)
+	}
+	r.noForwarders("after all")
+	until(t, "no container is left", func() bool { return len(r.containers()) == 0 })
+}
+
+// wait is bustest.Wait for a machine that has much to do.
+func wait[T event.Data](t *testing.T, r *rig, id string) T {
+	t.Helper()
+	var got T
+	scope, _, _ := got.Fact()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	tail, err := r.conn.TailFacts(ctx, time.Time{}, subject.FactsOf(scope, id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tail.Stop()
+	for {
+		e, err := tail.Next(ctx)
+		if err != nil {
+			t.Fatalf("%s of %s: %v", event.TypeOf(got), id, err)
+		}
+		if d, ok := event.Decode[T](e); ok {
+			return d
+		}
+	}
 }
