@@ -72,7 +72,7 @@ func TestEnvFile(t *testing.T) {
 	})
 	restored(t)
 	// What a form cannot hold is told, and undone.
-	refused(t, ctl, 1, []string{"MULTI_LINE", "several lines", "--env-syntax sh"}, "replace", "frontend-v1", "--env-file", shell, "--docker-run", "--", probeImage)
+	refused(t, ctl, 1, []string{"MULTI_LINE", "several lines", "--env-syntax compose"}, "replace", "frontend-v1", "--env-file", shell, "--docker-run", "--", probeImage)
 	restored(t)
 }
 

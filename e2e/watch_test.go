@@ -59,7 +59,7 @@ func TestWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := string(b)
+	own := strings.TrimSpace(string(b))
 	t.Cleanup(func() { rig.Docker(t, "rmi", "-f", own) })
 	change("version 1")
 	images := rig.Docker(t, "images", "-aq", "--no-trunc")
