@@ -291,6 +291,24 @@ func TestClusterInterceptRefused(t *testing.T) {
 	}
 }
 
+// A node's network is nobody's to divert.
+func TestClusterInterceptHostNetwork(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.workload("Deployment", 1, func(p *corev1.PodSpec) {
+		p.HostNetwork = true
+		p.Containers[0].Ports[0].ContainerPort, p.Containers[0].Ports[0].HostPort = 8080, 8080
+	})
+	before := r.restarts()
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: []lease.Port{{Container: 8080, Protocol: "TCP", Name: "http"}}}, true)
+	if st, _ := b.until(lease.Failed); !strings.Contains(st.Error, "uses its node's network") || st.Hint != "ctl replace web" {
+		t.Errorf("%q, hint %q", st.Error, st.Hint)
+	}
+	if after := r.restarts(); after != before {
+		t.Errorf("pods before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 // Nothing is lost, and nothing comes to the app, while the workload is rolled out
 // and scaled under an intercept; the new pods are intercepted too.
 func TestClusterInterceptRolloutAndScale(t *testing.T) {

@@ -78,6 +78,9 @@ func (c *Controller) fallBack(ctx context.Context, k Key, w *workload, r *refusa
 		c.log.Warn("a pod takes no agent", "engagement", e.spec.ID, "err", r.why)
 		return nil // not for one pod's sake
 	}
+	if e.spec.Kind == lease.Intercept && w.template.Spec.HostNetwork {
+		return c.fail(ctx, e, &failure{k.Workload() + " uses its node's network: there is no traffic of its pods alone to divert", "ctl replace " + e.spec.Workload})
+	}
 	st := e.status
 	if e.spec.Kind == lease.Intercept && r.policy {
 		if p, is := nameless(w, e); is {

@@ -287,6 +287,13 @@ func TestSidecarGolden(t *testing.T) {
 			}
 		})
 	}
+	node := read(t, "testdata/plain.json")
+	node.Spec.HostNetwork = true
+	e := replace("app")
+	e.Kind, e.Sidecars = lease.Intercept, []Sidecar{{Container: "app", Divert: true}}
+	if _, err := Pod(node, e, options); err == nil {
+		t.Error("a node's traffic is diverted")
+	}
 	if a, b := Mark([]Sidecar{{Container: "a"}}), Mark([]Sidecar{{Container: "a", Divert: true}}); a == b || !IsMark(a) || Mark(nil) != "" {
 		t.Error(a, b)
 	}

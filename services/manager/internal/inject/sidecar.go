@@ -79,6 +79,9 @@ func addSidecar(pod *corev1.Pod, s Sidecar, o Options) error {
 	if i < 0 {
 		return fmt.Errorf("inject: the pod has no container %q", s.Container)
 	}
+	if s.Divert && pod.Spec.HostNetwork {
+		return fmt.Errorf("inject: the traffic of a whole node is not to be diverted")
+	}
 	app := &pod.Spec.Containers[i]
 	c := app.DeepCopy()
 	name := agentName(pod, s.Container)
