@@ -126,7 +126,7 @@ func TestWait(t *testing.T) {
 		want []string
 		args []string
 	}{
-		{"never listens", []string{"nobody listens on 8080/TCP", "--wait none"}, []string{"--wait-limit", "3s", "--docker-run", "--", probeImage, "serve", ":9999"}},
+		{"never listens", []string{"nobody listens on 8080/TCP", "--wait none", "comes when the handler listens on 8080/TCP"}, []string{"--wait-limit", "7s", "--docker-run", "--", probeImage, "serve", ":9999"}},
 		{"unhealthy", []string{"unhealthy", "HEALTHCHECK"}, []string{"--wait", "healthy", "--docker-run", "--", image}},
 		{"a command that never listens", []string{"nobody listens on 8080/TCP"}, []string{"--wait-limit", "2s", "--", "sleep", "60"}},
 	} {

@@ -38,7 +38,7 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 	if err != nil {
 		return err
 	}
-	h := &handling{app: a, s: s, daemon: rec.Daemon, message: f.message, start: time.Now(), ran: make(chan struct{}), ask: func() {}, kill: func() {}}
+	h := &handling{app: a, s: s, daemon: rec.Daemon, message: f.message, until: f.wait, start: time.Now(), ran: make(chan struct{}), ready: make(chan struct{}), ask: func() {}, kill: func() {}}
 	h.eng = engagement.New(s.conn, h.see)
 	req := f.request(rec.ID, workload)
 	switch {
@@ -82,7 +82,10 @@ type handling struct {
 	eng     *engagement.Session
 	daemon  string // the daemon container
 	message string
+	until   string // what is waited for before the traffic comes (--wait)
 	start   time.Time
+	ports   []event.Port  // from WorkloadPrepared on; see's alone
+	ready   chan struct{} // closed with HandlerReady
 
 	ran  chan struct{} // closed when the local half has ended: Docker's run command, or the holding
 	code int           // from here on: to be read after ran
@@ -358,6 +361,7 @@ func (h *handling) see(e event.Envelope) {
 		p.Notice("ctl: the values of these Secrets are masked: %s", strings.Join(f.Masked, ", "))
 	}
 	if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
+		h.ports = f.Ports
 		how := f.Method
 		if f.Why != "" {
 			how += ", since " + f.Why
@@ -366,6 +370,9 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.HandlerCreated](e); ok {
 		step("handler created", "%s", f.Container)
+		if what := h.awaited(h.ports); h.tty && what != "" { // the terminal is the container's from here on
+			p.Progress("  the traffic comes when it %s", what)
+		}
 		h.app.published(f.Published)
 	}
 	if f, ok := event.Decode[event.PortsClosed](e); ok {
@@ -376,9 +383,13 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if _, ok := event.Decode[event.HandlerStarted](e); ok {
 		step("handler started", "")
+		h.tellWaiting(h.ports)
 	}
-	if f, ok := event.Decode[event.HandlerReady](e); ok && f.By != command.WaitNone {
-		step("handler ready", "%s", f.By)
+	if f, ok := event.Decode[event.HandlerReady](e); ok {
+		close(h.ready) // stated once
+		if f.By != command.WaitNone {
+			step("handler ready", "%s", f.By)
+		}
 	}
 	if f, ok := event.Decode[event.HandlerSwitched](e); ok {
 		p.Progress("switched to %.19s; connections waited %d ms", f.Image, f.Millis)
@@ -398,6 +409,44 @@ func (h *handling) see(e event.Envelope) {
 	if f, ok := event.Decode[event.EngagementEnded](e); ok {
 		step("restored", "%s", f.Cause)
 	}
+}
+
+// waitingAfter is how long a handler may take to be ready before it is said that
+// it is waited for.
+const waitingAfter = 5 * time.Second
+
+// tellWaiting says, if it takes long, what is waited for: nothing looks so much
+// like a hang as a server that listens elsewhere.
+func (h *handling) tellWaiting(all []event.Port) {
+	what := h.awaited(all)
+	if what == "" {
+		return
+	}
+	go func() {
+		select {
+		case <-h.ready:
+		case <-h.eng.Ended():
+		case <-h.ran:
+		case <-time.After(waitingAfter):
+			h.app.print.Progress("  the traffic comes when the handler %s; until then the workload's own pods answer (--wait none does not wait)", what)
+		}
+	}()
+}
+
+// awaited is what the handler does when it is ready, for people; "" where nothing
+// is waited for.
+func (h *handling) awaited(all []event.Port) string {
+	switch {
+	case h.until == command.WaitNone || len(all) == 0:
+		return ""
+	case h.until == command.WaitHealthy:
+		return "is healthy"
+	}
+	var s []string
+	for _, p := range all {
+		s = append(s, fmt.Sprintf("%d/%s", cmp.Or(p.Handler, p.Container), p.Protocol))
+	}
+	return "listens on " + strings.Join(s, ", ")
 }
 
 // saveTerminal notes the terminal's state, so that it is put back even where

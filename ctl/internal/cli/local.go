@@ -34,6 +34,7 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 		if req.Wait == "" {
 			req.Wait = command.WaitListening
 		}
+		h.until = req.Wait
 	}
 	cmd := &localrun.Command{Argv: argv, Stdin: h.app.Stdin, Stdout: h.app.Stdout, Stderr: h.app.Stderr}
 	if h.app.print.JSON {
@@ -64,6 +65,7 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 		for _, p := range prepared.Ports {
 			h.app.print.Progress("  %d/%s comes to the command at %s (it has to listen there, or everywhere)", p.Container, p.Protocol, handlerAddress(req.Address, p))
 		}
+		h.tellWaiting(prepared.Ports)
 		cmd.Env = localEnv(env)
 		h.code, h.err = cmd.Run()
 	}()
