@@ -104,13 +104,14 @@ func TestWatch(t *testing.T) {
 	// What was announced, when.
 	r := ctl.Must(t, "events", "--since", "start", "--no-follow", "--output", "json")
 	var announced []time.Time
+	var waited []int64
 	for _, e := range rig.Lines[event.Envelope](t, r.Stdout) {
-		if _, ok := event.Decode[event.HandlerSwitched](e); ok {
-			announced = append(announced, e.Time)
+		if f, ok := event.Decode[event.HandlerSwitched](e); ok {
+			announced, waited = append(announced, e.Time), append(waited, f.Millis)
 		}
 	}
 	if len(announced) < n {
-		t.Errorf("%d switches announced, want %d", len(announced), n)
+		t.Fatalf("%d switches announced, want %d", len(announced), n)
 	}
 	answered := 0
 	for line := range strings.Lines(output) {
@@ -130,7 +131,8 @@ func TestWatch(t *testing.T) {
 			t.Errorf("a request at %v, after version %d was announced, was answered by %d", asked, i+1, version)
 		}
 	}
-	t.Logf("%d requests answered over %d switches", answered, len(announced))
+	slices.Sort(waited)
+	t.Logf("%d requests answered over %d switches, in which connections waited %d ms (median; %d to %d)", answered, len(announced), waited[len(waited)/2], waited[0], waited[len(waited)-1])
 	if answered < 20*n {
 		t.Errorf("only %d requests: that proves nothing", answered)
 	}

@@ -53,6 +53,10 @@ func (a *App) Main(ctx context.Context, args []string) int {
 	sig, stop := interrupt.Watch(ctx)
 	defer stop()
 	a.sig = sig
+	if os.Getenv("BERTH_ENGAGEMENT_ID") != "" {
+		// Within a handler this says what it stands in for; it is no --container.
+		_ = os.Unsetenv("BERTH_CONTAINER")
+	}
 	err := a.tool().Run(sig.First, args)
 	var code exit
 	switch {
