@@ -124,7 +124,7 @@ func TestIntercept(t *testing.T) {
 		p := ctl.Start(t, "intercept", "echo", "--port", "9998:udp", "--docker-run", "--", probeImage, "shout", "9998")
 		rig.Eventually(t, time.Minute, "datagrams come to the handler", func(context.Context) (bool, string) {
 			out, err := probe(t, daemonOf(t), "udp", "echo:7007", "hello", "HELLO")
-			return err == nil, out
+			return err == nil, out + p.Output()
 		})
 		if out, err := probe(t, daemonOf(t), "halfclose", "echo:7007"); err != nil {
 			t.Errorf("TCP on the same number: %v: %s", err, out)

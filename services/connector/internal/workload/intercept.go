@@ -168,6 +168,9 @@ func (w Workload) targets(services []corev1.Service) []target {
 			}
 			for _, c := range w.Containers {
 				for _, cp := range c.Ports {
+					if t.symbol == "" && t.in == "" && uint16(cp.ContainerPort) == t.container {
+						t.in = c.Name // declared by TCP, say, for both
+					}
 					if protocolOf(cp) == t.protocol && (t.symbol != "" && cp.Name == t.symbol || t.symbol == "" && uint16(cp.ContainerPort) == t.container) {
 						t.container, t.in = uint16(cp.ContainerPort), c.Name
 					}
