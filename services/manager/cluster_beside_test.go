@@ -365,6 +365,37 @@ func (r *rig) rolledOut(before []corev1.Pod, n int) time.Duration {
 	})
 }
 
+// The client's tunnel is cut, and then the client is gone for good: each time the
+// app answers again.
+func TestClusterInterceptClientGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	dst := r.workload("Deployment", 2)
+	before := r.restarts()
+	b := r.engageBeside(lease.EngagementSpec{Kind: lease.Intercept, WorkloadKind: "Deployment", Ports: []lease.Port{{Container: 8080, Protocol: "TCP"}}}, true)
+	b.until(lease.Active)
+	other := *r // somebody else, who asks
+	other.connect()
+	answers := func(want string) func() bool {
+		return func() bool { got, err := other.get(t.Context(), dst); return err == nil && strings.Contains(got, want) }
+	}
+	r.until("the handler answers", 5*time.Second, answers(r.handler))
+	r.session.Close()
+	cut := r.until("the app answers although the lease is held", 10*time.Second, answers("frontend v1"))
+	if st, _ := r.status(b.lease); st.Phase != lease.Active {
+		t.Errorf("status %+v", st)
+	}
+	r.stopRenew()
+	gone := r.until("the lease is gone", 40*time.Second, func() bool { _, ok := r.status(b.lease); return !ok })
+	if !answers("frontend v1")() {
+		t.Error("the app does not answer")
+	}
+	t.Logf("the app answers %v after the tunnel was cut, the lease is gone after another %v", cut.Round(100*time.Millisecond), gone.Round(100*time.Millisecond))
+	if after := r.restarts(); after != before {
+		t.Errorf("pods before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 // How long the ways take, side by side in one run: for the ADR, and for whoever
 // doubts it. It asserts nothing of time.
 func TestClusterEngageTimes(t *testing.T) {

@@ -67,7 +67,7 @@ func TestIntercept(t *testing.T) {
 		{w: w, services: []corev1.Service{web}, given: "", err: "no port is given; there are http (80/TCP) of service web"},
 		{w: w, services: []corev1.Service{web}, container: "nope", given: "80", err: "has no container nope"},
 		{w: w, services: []corev1.Service{service("both", corev1.ServicePort{Name: "udp", Port: 9100, Protocol: "UDP"})}, given: "1:udp", want: "metrics 1:9100/UDP()"}, // declared by TCP only
-		{w: bare, given: "8080", want: "app 8080:8080/TCP()"}, // no service at all
+		{w: bare, given: "8080", want: "app 8080:8080/TCP()"},                                                                                                           // no service at all
 		{w: bare, given: "3000:8080/UDP", want: "app 3000:8080/UDP()"},
 		{w: bare, given: "3000:http", err: `named "http"; no service selects its pods; the container app declares no ports`},
 		{w: bare, services: []corev1.Service{undeclared}, given: "3000", want: "app 3000:7777/TCP()"}, // a missing container port

@@ -2,6 +2,8 @@ package engagement
 
 import (
 	"log/slog"
+	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"berth.dev/services/manager/internal/proof"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
@@ -125,6 +128,36 @@ func TestNewer(t *testing.T) {
 	}{{"10", "9", true}, {"9", "10", false}, {"9", "9", false}, {"", "9", false}, {"x", "9", false}} {
 		if newer(tt.a, tt.b) != tt.want {
 			t.Errorf("%s newer than %s: %v", tt.a, tt.b, !tt.want)
+		}
+	}
+}
+
+// An agent in a pod that was there shows its proof from the pod's own address.
+func TestBesideProof(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web-1", UID: "u"}, Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.7"}, {IP: "fd00::7"}}}}
+	key := proof.NewKey([]byte("k"))
+	v := NewView(fake.NewClientset(pod), "berth", key, slog.New(slog.DiscardHandler))
+	id := lease.AgentID{Namespace: "ns", Pod: "web-1", Name: "berth-agent-app-1", Container: "app"}
+	good := key.Of("u", id.Name)
+	for _, tt := range []struct {
+		name, token, from string
+		change            func(*lease.AgentID)
+		want              string
+	}{
+		{"good", good, "10.0.0.7", nil, ""},
+		{"by IPv6", good, "fd00::7", nil, ""},
+		{"from elsewhere", good, "10.0.0.8", nil, "which is not the pod's address"},
+		{"of another agent", key.Of("u", "berth-agent-app-2"), "10.0.0.7", nil, "not that of agent"},
+		{"of a pod of the same name before", key.Of("old", id.Name), "10.0.0.7", nil, "not that of agent"},
+		{"of a pod that is not there", good, "10.0.0.7", func(a *lease.AgentID) { a.Pod = "web-2" }, "there is no pod web-2"},
+	} {
+		a := id
+		if tt.change != nil {
+			tt.change(&a)
+		}
+		uid, err := v.Beside(t.Context(), a, tt.token, netip.MustParseAddr(tt.from))
+		if tt.want == "" && (err != nil || uid != "u") || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %q, %v; want %q", tt.name, uid, err, tt.want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"berth.dev/tunnel"
@@ -86,4 +87,33 @@ func TestAgentOfOnePodReplacesItself(t *testing.T) {
 	if len(h.Agents("e")) != 0 || slices.Contains(h.Connections(), "e") {
 		t.Error("something is left")
 	}
+}
+
+// An agent beside a container is found under what it serves, and is idle without.
+func TestBeside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := New(func(Change) {})
+		a := &Agent{UID: "u", Pod: "p", Name: "berth-agent-app-1"}
+		remove := h.AddBeside(a)
+		if len(h.Agents("e")) != 0 || len(h.Beside()["u"]) != 1 {
+			t.Error("serves before it was told")
+		}
+		time.Sleep(time.Minute)
+		if a.Idle() != time.Minute {
+			t.Errorf("idle for %v", a.Idle())
+		}
+		a.Assign(map[string]string{"e": "c"})
+		a.AlsoAssign(map[string]string{"f": "d"})
+		if c, ok := a.Connection("e"); !ok || c != "c" || h.Agents("f")["u"] != a || h.FilesAgent("e") != a || a.Idle() != 0 {
+			t.Error("not found under what it serves")
+		}
+		a.Assign(map[string]string{"f": "d"})
+		if _, ok := a.Connection("e"); ok || h.FilesAgent("e") != nil {
+			t.Error("found under what it no longer serves")
+		}
+		remove()
+		if len(h.Beside()) != 0 || len(h.Agents("f")) != 0 {
+			t.Error("found after it has gone")
+		}
+	})
 }

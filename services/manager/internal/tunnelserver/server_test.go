@@ -376,3 +376,55 @@ func TestAgentsOpenNoFiles(t *testing.T) {
 		t.Errorf("%v, want denied", err)
 	}
 }
+
+// An agent beside a container opens flows of what it serves, to whose it is.
+func TestFlowsOfAnAgentBeside(t *testing.T) {
+	b := start(t)
+	id := lease.Marshal(lease.AgentID{Namespace: "n", Pod: "p", Name: "a", Container: "app"})
+	for hello, code := range map[tunnel.Hello]string{
+		{Role: lease.RoleBeside, ID: id, Token: "x"}:       "permission_denied",
+		{Role: lease.RoleBeside, ID: "{", Token: "proof"}:  "invalid_argument",
+		{Role: lease.RoleBeside, ID: "{}", Token: "proof"}: "permission_denied",
+	} {
+		var e *tunnel.RPCError
+		if _, err := b.dial(b.client, hello); !errors.As(err, &e) || e.Code != code {
+			t.Errorf("%+v: %v, want %s", hello, err, code)
+		}
+	}
+	agent := b.mustDial(b.client, tunnel.Hello{Role: lease.RoleBeside, ID: id, Token: "proof"})
+	vif := b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+	go func() {
+		for {
+			r, err := vif.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			if s, err := r.Accept(); err == nil {
+				s.Close()
+			}
+		}
+	}()
+	for len(b.srv.Hub.Beside()["u"]) == 0 || b.srv.Hub.VIF("c") == nil {
+		time.Sleep(time.Millisecond)
+	}
+	open := func(e string) error {
+		s, err := agent.Open(t.Context(), tunnel.Header{Kind: tunnel.KindTCP, Engagement: e, Dst: netip.AddrPortFrom(netip.Addr{}, 80)})
+		if err == nil {
+			s.Close()
+		}
+		return err
+	}
+	if err := open("e"); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("of what it does not serve: %v", err)
+	}
+	b.srv.Hub.Beside()["u"][0].Assign(map[string]string{"e": "c", "x": "gone"})
+	if err := open("e"); err != nil {
+		t.Error(err)
+	}
+	if err := open("x"); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("of a client that is not there: %v", err)
+	}
+	if err := open(""); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("of no engagement: %v", err)
+	}
+}
