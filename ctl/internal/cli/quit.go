@@ -118,7 +118,7 @@ func (a *App) quitByLabel(ctx context.Context, ws *workspace.Workspace, why erro
 	}
 	if left.Empty() {
 		a.print.Progress("nothing is connected")
-		return nil
+		return ws.Teardown(a.sig.Second) // a volume plugin has no label to be found by
 	}
 	a.print.Notice("ctl: %s; removing what is left by its labels: workloads that were engaged are restored when their leases expire", fault.From(why).Message)
 	if err := ws.Teardown(a.sig.Second); err != nil {
