@@ -318,16 +318,7 @@ func TestVolumePluginKilled(t *testing.T) {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	quick := func(what string, args ...string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if out, err := exec.CommandContext(ctx, "docker", args...).CombinedOutput(); err != nil {
-			t.Errorf("%s: %v %s", what, err, out)
-		}
-	}
-	quick("docker ps", "ps", "-a")
-	quick("docker volume ls", "volume", "ls")
+	dockerIsQuick(t)
 	if _, err := v.exec(35*time.Second, "tree", "/data"); err == nil {
 		t.Error("the handler's volume works without its plugin?")
 	} else if strings.Contains(err.Error(), "killed") {
@@ -339,12 +330,55 @@ func TestVolumePluginKilled(t *testing.T) {
 	})
 	ctl.Must(t, "leave", "vols")
 	v.p.Wait(t, time.Minute)
-	quick("docker ps", "ps", "-a")
-	quick("docker volume ls", "volume", "ls")
+	dockerIsQuick(t)
 	v = engageVols(t, ctl)
 	if got := v.here(t, "cat", "/data/from-init"); got != "hello" {
 		t.Errorf("%q", got)
 	}
+}
+
+// dockerIsQuick: what people look at the engine with does not hang.
+func dockerIsQuick(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, args := range [][]string{{"ps", "-a"}, {"volume", "ls"}} {
+		if out, err := exec.CommandContext(ctx, "docker", args...).CombinedOutput(); err != nil {
+			t.Errorf("docker %s: %v %s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// vif is killed while the handler uses its volumes: the handler ends, nothing
+// stays mounted, nothing hangs.
+func TestVolumesWhenVIFIsKilled(t *testing.T) {
+	applyVols(t)
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	v := engageVols(t, ctl)
+	looping := make(chan struct{})
+	go func() {
+		defer close(looping)
+		out, err := v.exec(2*time.Minute, "loop", "/pv/killed", "100")
+		t.Log(out, err)
+	}()
+	rig.Eventually(t, time.Minute, "it writes", func(ctx context.Context) (bool, string) {
+		out, err := cluster.Exec(ctx, "default", v.pod, "aside", "/probe", "hashof", "/pv/killed")
+		return err == nil && !strings.HasPrefix(out, "0 "), fmt.Sprint(out, err)
+	})
+	ids := rig.Docker(t, "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=daemon")
+	rig.Docker(t, append([]string{"kill", "--signal", "KILL"}, ids...)...)
+	dockerIsQuick(t)
+	if r := v.p.Wait(t, 2*time.Minute); r.Code == 0 {
+		t.Errorf("want an exit code that tells of the end: %v", r)
+	}
+	<-looping
+	rig.Eventually(t, 30*time.Second, "all is unmounted and gone", func(context.Context) (bool, string) {
+		dockerIsQuick(t)
+		m, _ := os.ReadFile("/proc/self/mountinfo")
+		l := rig.Docker(t, "volume", "ls", "-q", "--filter", rig.Workspace)
+		return !strings.Contains(string(m), "fuse.berth") && len(l) == 0, fmt.Sprint(l)
+	})
 }
 
 // pluginPIDs are the processes of the managed plugin, if its machine is this one.
@@ -414,7 +448,7 @@ func TestVolumesBeside(t *testing.T) {
 		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/etc/frontend-secret/token"}, "not-so-secret-canary", 0},
 		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "whoami"}, "system:serviceaccount:default:default", 0},
 		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "put", "/data/x", "x"}, "read-only file system", 1},
-		{[]string{"intercept", "frontend-v1", "--port", "http", "--wait", "none", "--docker-run", "--", probeImage, "put", "/data/x", "x"}, "", 0},
+		{[]string{"intercept", "frontend-v1", "--port", "8080:http", "--wait", "none", "--docker-run", "--", probeImage, "put", "/data/x", "x"}, "", 0},
 		{[]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/data/x"}, "x", 0},
 	} {
 		r := ctl.Run(t, x.args...)
