@@ -98,6 +98,9 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
+// byeWithin bounds the goodbye: a peer that hangs must not hold an unmount.
+const byeWithin = 500 * time.Millisecond
+
 // Info is what the server said last.
 func (c *Client) Info() Info {
 	c.mu.Lock()
@@ -105,14 +108,30 @@ func (c *Client) Info() Info {
 	return c.info
 }
 
-// Close fails all calls and returns when nothing of the client runs any more.
+// Close fails all calls and returns when nothing of the client runs any more. The
+// server is told, if it is there, so that it need not wait for us to come back.
 func (c *Client) Close() {
 	c.mu.Lock()
+	first := !c.closed
 	c.closed = true
 	if c.timer != nil {
 		c.timer.Stop()
 	}
+	out := c.out
+	var bye *call
+	if first && out != nil {
+		bye = c.make(opBye, nil, nil, false)
+		bye.sent, bye.via = true, out
+	}
 	c.mu.Unlock()
+	if bye != nil {
+		go out.send(bye.frame) // the queue may be full for as long as the peer does not read
+		select {
+		case <-bye.done:
+		case <-out.done:
+		case <-time.After(byeWithin):
+		}
+	}
 	c.cancel()
 	c.wg.Wait()
 	c.fail(syscall.EIO)

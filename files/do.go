@@ -15,6 +15,10 @@ func (s *session) do(o op, f *fields) ([]byte, error) {
 	var err error
 	switch o {
 	case opPing:
+	case opBye:
+		s.mu.Lock()
+		s.bye = true
+		s.mu.Unlock()
 	case opRead, opWrite, opFsync, opFlush, opRelease, opFstat, opAllocate, opSeek:
 		return s.doHandle(o, f, b)
 	case opSetattr:

@@ -43,6 +43,7 @@ const (
 	opAllocate
 	opSeek
 	opSyncdir
+	opBye // the client will not come back: its session ends with its connections
 	opLast
 )
 

@@ -268,6 +268,27 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// A client that says goodbye leaves nothing open; one that is cut off may come back.
+func TestGoodbye(t *testing.T) {
+	r := newRig(t)
+	sessions := func() int {
+		r.srv.mu.Lock()
+		defer r.srv.mu.Unlock()
+		return len(r.srv.sessions)
+	}
+	c := r.client(Options{})
+	r.cut()
+	if _, err := c.Stat(ctx, ""); err != nil || sessions() != 1 {
+		t.Errorf("after a cut: %v, %d sessions", err, sessions())
+	}
+	c.Close()
+	for end := time.Now().Add(5 * time.Second); sessions() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the session stays after a goodbye")
+		}
+	}
+}
+
 // TestRestart replaces the server: open files are found again by path, unless
 // another file is there.
 func TestRestart(t *testing.T) {

@@ -31,6 +31,7 @@ type session struct {
 	mu      sync.Mutex
 	users   int // connections being served
 	closed  bool
+	bye     bool // the client has said that it will not come back
 	expire  *time.Timer
 	out     *sender // of the newest connection, nil without one
 	handles map[uint64]*handle
@@ -70,7 +71,11 @@ func (s *session) detach(out *sender) {
 		s.out = nil
 	}
 	if s.users--; s.users == 0 && !s.closed {
-		s.expire = time.AfterFunc(s.keep, s.gone)
+		keep := s.keep
+		if s.bye {
+			keep = 0
+		}
+		s.expire = time.AfterFunc(keep, s.gone)
 	}
 }
 

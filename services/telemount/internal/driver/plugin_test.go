@@ -31,7 +31,6 @@ func serveDoor(t *testing.T, key tunnel.Pin, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	srv := files.NewServer(files.Export{Roots: []files.Root{{Path: dir}}}, files.TokenIs("canary"), nil)
-	srv.Keep = 10 * time.Millisecond // it is in the process whose goroutines are counted
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
