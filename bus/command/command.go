@@ -332,6 +332,8 @@ type VolumePlugin struct {
 	Version string `json:"version,omitempty"`
 	Pin     string `json:"pin,omitempty"`    // of its key
 	Reason  string `json:"reason,omitempty"` // why there is none, or no managed one, or an older one
+	// Pending: it is still being installed.
+	Pending bool `json:"pending,omitempty"`
 }
 
 // CheckedHandler says what would be run.

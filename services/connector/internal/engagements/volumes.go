@@ -79,6 +79,9 @@ func newVolumes(w wish, p *command.VolumePlugin) (v *volumes, why string, err er
 	if p != nil {
 		why = p.Reason
 	}
+	if p != nil && p.Pending { // rather than to go on without them
+		return nil, why, fault.New(fault.Unavailable, "ctl status", "%s: try again, or do without the remote volumes (--mount false)", why)
+	}
 	if p == nil || p.Kind == "" || p.Pin == "" {
 		if w.asked {
 			return nil, why, fault.New(fault.FailedPrecondition, "ctl doctor", "the remote volumes cannot be mounted: %s", why)

@@ -45,6 +45,9 @@ func TestWithoutPlugin(t *testing.T) {
 	if v, _, err := newVolumes(wish{root: "/", asked: true}, none); v != nil || fault.CodeOf(err) != fault.FailedPrecondition {
 		t.Errorf("volumes were asked for: %v %v", v, err)
 	}
+	if v, _, err := newVolumes(wish{root: "/"}, &command.VolumePlugin{Reason: "being installed", Pending: true}); v != nil || fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a plugin that is on its way: %v %v", v, err)
+	}
 	if v, why, err := newVolumes(wish{off: true}, none); v != nil || why != "" || err != nil {
 		t.Errorf("volumes were not wanted: %v %q %v", v, why, err)
 	}

@@ -14,7 +14,7 @@ import (
 
 // pluginTime is how long Check waits for the volume plugin, whose installation
 // takes about a second; who asks has limits of his own.
-const pluginTime = 6 * time.Second
+const pluginTime = 8 * time.Second
 
 // Check serves HandlerCheck: could this handler be created? It removes a dead
 // container of ours that has the name, and touches nothing else, since the

@@ -125,7 +125,7 @@ func (p *Plugin) Ensure(ctx context.Context, _ command.None) (command.VolumePlug
 	case <-l.done:
 		return l.found, nil
 	case <-ctx.Done():
-		return command.VolumePlugin{Reason: "the volume plugin is still being installed"}, nil
+		return command.VolumePlugin{Reason: "the volume plugin is still being installed", Pending: true}, nil
 	}
 }
 
