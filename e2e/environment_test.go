@@ -63,6 +63,7 @@ func TestEnvFile(t *testing.T) {
 			t.Errorf("%s: %v, %v", f, info, err)
 		}
 	}
+	noValueShown(t, handlerOf(t, "frontend-v1"))
 	if err := p.Signal(os.Kill); err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +75,27 @@ func TestEnvFile(t *testing.T) {
 	// What a form cannot hold is told, and undone.
 	refused(t, ctl, 1, []string{"MULTI_LINE", "several lines", "--env-syntax compose"}, "replace", "frontend-v1", "--env-file", shell, "--docker-run", "--", probeImage)
 	restored(t)
+}
+
+// noValueShown: of Berth's containers none but the handler shows a value of the
+// environment when it is inspected, and none has logged one.
+func noValueShown(t *testing.T, handler string) {
+	t.Helper()
+	for _, id := range rig.Docker(t, "ps", "-aq", "--filter", rig.Workspace) {
+		seen := map[string]string{"docker inspect": strings.Join(rig.Docker(t, "inspect", id), " ")}
+		if strings.HasPrefix(handler, id) {
+			delete(seen, "docker inspect")
+		} else {
+			seen["docker logs"] = strings.Join(rig.Docker(t, "logs", id), " ")
+		}
+		for how, text := range seen {
+			for _, c := range canaries {
+				if strings.Contains(text, c) {
+					t.Errorf("%s of %s shows %q", how, rig.Docker(t, "inspect", "-f", "{{.Name}}", id)[0], c)
+				}
+			}
+		}
+	}
 }
 
 // A command of this machine stands in: it has the environment, gets the traffic,
