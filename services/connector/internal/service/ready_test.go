@@ -47,6 +47,29 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// A handler that is the caller's own (a command of his machine, or nothing yet) is
+// waited for where he says so.
+func TestWaitForTheCaller(t *testing.T) {
+	for _, tc := range []struct {
+		wait, by string
+		deaf     int
+	}{{"", "none", -1}, {"listening", "listening", 3}} {
+		r := newRig(t)
+		r.connect("c1")
+		r.run.set("", tc.deaf)
+		req := r.engageReq("e1")
+		req.Handler, req.Wait, req.Address = nil, tc.wait, "192.0.2.1"
+		r.engage(req)
+		bustest.Wait[event.EngagementActive](t, r.ctl, "e1")
+		if f := bustest.Wait[event.HandlerReady](t, r.ctl, "e1"); f.By != tc.by {
+			t.Errorf("%q: ready by %q", tc.wait, f.By)
+		}
+		if got := r.run.history(); !strings.Contains(got, "engage 192.0.2.1:8080") || strings.Contains(got, "handler-create") {
+			t.Errorf("%q: did %s", tc.wait, got)
+		}
+	}
+}
+
 // A handler that does not become ready has diverted nothing.
 func TestWaitFails(t *testing.T) {
 	for _, tc := range []struct {
