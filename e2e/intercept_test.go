@@ -66,6 +66,12 @@ func TestIngest(t *testing.T) {
 		}
 		p.Wait(t, time.Minute)
 	}
+	// A port of another container of the pod, at the handler's loopback address.
+	r := ctl.Must(t, "ingest", "echo", "--container", "echo", "--to-pod", "7008", "--docker-run", "--", probeImage, "get", "http://127.0.0.1:7008")
+	if !strings.HasPrefix(r.Stdout, "probe\n") {
+		t.Errorf("--to-pod: %v", r)
+	}
+	refused(t, ctl, 1, []string{"--to-pod x: not a port like 6379"}, "ingest", "echo", "--container", "echo", "--to-pod", "x")
 	check()
 }
 

@@ -120,6 +120,8 @@ type EngagementSpec struct {
 	// for replace means every port that the container declares; an ingest has
 	// none.
 	Ports []Port `json:"ports,omitempty"`
+	// ToPod are ports of the pod that the handler reaches at its own loopback address.
+	ToPod []Port `json:"toPod,omitempty"`
 	// TokenHash is TokenHash of the secret with which the container's volumes
 	// are used; empty: nobody uses them. The secret itself never is in the
 	// cluster.
@@ -131,6 +133,16 @@ type EngagementSpec struct {
 func TokenHash(token string) string {
 	h := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(h[:])
+}
+
+// Reaches reports whether the handler may reach a port of the pod.
+func (s EngagementSpec) Reaches(port uint16, protocol string) bool {
+	for _, p := range s.ToPod {
+		if p.Container == port && p.Protocol == protocol {
+			return true
+		}
+	}
+	return false
 }
 
 // LeaseName is the name of the engagement's Lease.

@@ -475,6 +475,9 @@ type EngageHandler struct {
 	Address    string       `json:"address"` // 127.0.0.1
 	Ports      []event.Port `json:"ports"`
 	Volumes    *UseVolumes  `json:"volumes,omitempty"` // nil: nobody
+	// ToPod are ports of the pod (6379, 53/UDP) to listen on at 127.0.0.1, for
+	// the handler to reach them.
+	ToPod []string `json:"toPod,omitempty"`
 }
 
 // UseVolumes lets a volume plugin use the volumes of an engagement.

@@ -16,6 +16,7 @@ import (
 	"berth.dev/services/agent/internal/health"
 	"berth.dev/services/agent/internal/link"
 	"berth.dev/services/agent/internal/port"
+	"berth.dev/services/agent/internal/topod"
 	"berth.dev/services/agent/internal/user"
 	"berth.dev/services/agent/internal/volumes"
 	"berth.dev/tunnel"
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 	vols := volumes.New(cfg.mounts, log)
 	defer vols.Close()
 	l := &link.Link{
-		Managers: cfg.managers, Pin: tunnel.Pin(cfg.pin), Identity: id, Hello: cfg.hello, Files: vols.Serve, Log: log,
+		Managers: cfg.managers, Pin: tunnel.Pin(cfg.pin), Identity: id, Hello: cfg.hello, Files: vols.Serve, ToPod: topod.Serve, Log: log,
 		Environment: func() lease.Environment {
 			e := env
 			e.Volumes = vols.List()

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,7 +106,7 @@ func TestClusterIngest(t *testing.T) {
 	dst := r.workload("Deployment", 2)
 	before := r.restarts()
 	stop := r.loop(dst)
-	one := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
+	one := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment", ToPod: []lease.Port{{Container: 8080, Protocol: "TCP"}, {Container: 9, Protocol: "TCP"}}}, true)
 	st, first := one.until(lease.Active)
 	if st.Method != lease.Ephemeral || len(st.Pods) != 2 || !st.Pods[0].Agent {
 		t.Errorf("status %+v", st)
@@ -116,6 +119,18 @@ func TestClusterIngest(t *testing.T) {
 	}
 	if strings.Contains(env, "BERTH_AGENT") || strings.Contains(env, "PATH=") {
 		t.Errorf("too much in the environment %q", env)
+	}
+	for port, want := range map[uint16]error{8080: nil, 9: syscall.ECONNREFUSED, 8081: syscall.EACCES} { // of the pod, at its loopback address
+		s, err := r.session.Open(t.Context(), tunnel.Header{Kind: tunnel.KindTCP, Engagement: one.id, Dst: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)})
+		if !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Errorf("port %d of the pod: %v, want %v", port, err, want)
+		}
+		if err == nil {
+			_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+			if b, err := io.ReadAll(s); err != nil || !strings.Contains(string(b), "frontend v1") {
+				t.Errorf("port %d of the pod: %q, %v", port, b, err)
+			}
+		}
 	}
 	two := r.engageBeside(lease.EngagementSpec{Kind: lease.Ingest, WorkloadKind: "Deployment"}, true)
 	_, second := two.until(lease.Active)

@@ -41,9 +41,10 @@ type Link struct {
 	Environment func() lease.Environment
 	// Files serves a stream of files to its end; nil refuses them.
 	Files   func(context.Context, *tunnel.Request)
-	Methods func(*tunnel.Registry) // what else the manager may call
-	Up      func()                 // a session is there; may be nil
-	Down    func()                 // it has ended
+	ToPod   func(context.Context, *tunnel.Request) // serves a flow to a port of the pod; nil refuses them
+	Methods func(*tunnel.Registry)                 // what else the manager may call
+	Up      func()                                 // a session is there; may be nil
+	Down    func()                                 // it has ended
 	Log     *slog.Logger
 
 	mu      sync.Mutex
@@ -151,6 +152,10 @@ func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 		}
 		if r.Header.Kind == tunnel.KindFiles && l.Serves(r.Header.Engagement) && l.Files != nil {
 			calls.Go(func() { l.Files(ctx, r) })
+			continue
+		}
+		if k := r.Header.Kind; (k == tunnel.KindTCP || k == tunnel.KindUDP) && l.Serves(r.Header.Engagement) && l.ToPod != nil {
+			calls.Go(func() { l.ToPod(ctx, r) })
 			continue
 		}
 		if r.Header.Kind != tunnel.KindRPC {

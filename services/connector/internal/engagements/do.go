@@ -76,7 +76,7 @@ func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 		}
 	case engage.Redirect:
 		_, err = bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
-			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports, Volumes: l.plan.volumes.use(),
+			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports, Volumes: l.plan.volumes.use(), ToPod: l.plan.req.ToPod,
 		})
 	case engage.Environment:
 		*r, err = l.read(ctx)

@@ -45,8 +45,8 @@ func validate(req *command.OpenEngagement) error {
 	if req.Service != "" && lease.Kind(req.Kind) != lease.Intercept {
 		return bad("ctl intercept "+req.Workload, "--service belongs to an intercept")
 	}
-	if len(req.ToPod) > 0 {
-		return fault.New(fault.FailedPrecondition, "", "this version cannot bring ports of the pod to the handler (--to-pod)")
+	if _, err := workload.ToPod(req.ToPod, nil); err != nil {
+		return err
 	}
 	if req.Address == "" {
 		req.Address = "127.0.0.1"
@@ -110,6 +110,10 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if err != nil {
 		return nil, err
 	}
+	reach, err := workload.ToPod(req.ToPod, ports)
+	if err != nil {
+		return nil, err
+	}
 	name := w.EngagementName(c.Name)
 	p := plan{
 		req: req, conn: conn, secrets: secrets, ports: eventPorts(ports),
@@ -120,7 +124,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	}
 	p.spec = lease.EngagementSpec{
 		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
-		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports,
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports, ToPod: reach,
 	}
 	if err := conn.Cluster.Conflict(ctx, ns, p.spec); err != nil {
 		return nil, err

@@ -146,6 +146,36 @@ func describe(c corev1.Container) string {
 	return "the container " + c.Name + " declares " + strings.Join(l, ", ")
 }
 
+// ToPod reads ports of the pod that the handler is to reach (--to-pod): 6379,
+// 53/UDP. They are at the handler's own loopback address, where ports that it
+// listens on cannot be.
+func ToPod(given []string, ports []lease.Port) ([]lease.Port, error) {
+	var out []lease.Port
+	for _, g := range given {
+		number, protocol, explicit := strings.Cut(g, "/")
+		protocol = strings.ToUpper(protocol)
+		if !explicit {
+			protocol = "TCP"
+		}
+		n, err := portNumber(number)
+		if err != nil || protocol != "TCP" && protocol != "UDP" {
+			return nil, fault.New(fault.InvalidArgument, "--to-pod 6379", "--to-pod %s: not a port like 6379 or 53/UDP", g)
+		}
+		for _, p := range out {
+			if p.Container == n && p.Protocol == protocol {
+				return nil, fault.New(fault.InvalidArgument, "", "--to-pod %s is given twice", g)
+			}
+		}
+		for _, p := range ports {
+			if p.Handler == n && p.Protocol == protocol {
+				return nil, fault.New(fault.InvalidArgument, fmt.Sprintf("--port 1%d:%d", n%10000, p.Container), "--to-pod %s: the handler listens on that port itself; let it listen on another", g)
+			}
+		}
+		out = append(out, lease.Port{Container: n, Protocol: protocol})
+	}
+	return out, nil
+}
+
 // HandlerName is the automatic name of the handler's container.
 func HandlerName(engagement string, ports []lease.Port) string {
 	n := "intercept-" + strings.ReplaceAll(engagement, "/", "-")

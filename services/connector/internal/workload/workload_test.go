@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"berth.dev/bus/fault"
+	"berth.dev/lease"
 	"berth.dev/services/connector/internal/cluster"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -74,6 +75,19 @@ func TestPorts(t *testing.T) {
 	}
 	if p, err := Ports(container("worker"), nil); err != nil || len(p) != 0 {
 		t.Errorf("a container without ports: %v, %v", p, err)
+	}
+}
+
+func TestToPod(t *testing.T) {
+	ports := []lease.Port{{Container: 80, Handler: 8080, Protocol: "TCP"}}
+	for given, want := range map[string]string{
+		"6379": "[{6379 0 TCP }]", "53/udp 53": "[{53 0 UDP } {53 0 TCP }]", "80": "[{80 0 TCP }]", "8080/UDP": "[{8080 0 UDP }]",
+		"8080": "the handler listens on that port itself", "0": "not a port like", "x": "not a port like", "1/SCTP": "not a port like", "1 1": "given twice",
+	} {
+		got, err := ToPod(strings.Fields(given), ports)
+		if err == nil && fmt.Sprint(got) != want || err != nil && (!strings.Contains(err.Error(), want) || fault.CodeOf(err) != fault.InvalidArgument) {
+			t.Errorf("%s: %v, %v; want %s", given, got, err, want)
+		}
 	}
 }
 

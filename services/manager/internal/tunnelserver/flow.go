@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"berth.dev/lease"
@@ -30,6 +31,8 @@ func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request) {
 		s.rpc(ctx, p, r)
 	case h.Kind == tunnel.KindFiles:
 		s.files(ctx, p, r)
+	case h.Engagement != "" && p.role == hub.RoleVIF && (h.Kind == tunnel.KindTCP || h.Kind == tunnel.KindUDP):
+		s.toPod(ctx, p, r)
 	case h.Engagement != "":
 		r.Refuse(tunnel.CodeDenied, "flows of an engagement come from its agents")
 	case !s.allowed(h.Dst.Addr()):
@@ -133,6 +136,46 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		_, _, err = tunnel.Relay(near, far)
 	}
 	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
+}
+
+// toPod carries a client's flow to a port of the pod that its own engagement may
+// reach, by an agent: the same one that the volumes are of.
+func (s *Server) toPod(ctx context.Context, p peer, r *tunnel.Request) {
+	h := r.Header
+	e, ok := s.Cluster.Engagement(h.Engagement)
+	switch {
+	case !ok || e.Connection != p.connection:
+		r.Refuse(tunnel.CodeNotFound, "no engagement "+h.Engagement+" of this connection")
+		return
+	case !e.Reaches(h.Dst.Port(), strings.ToUpper(h.Kind.String())):
+		r.Refuse(tunnel.CodeDenied, "the engagement reaches no such port of the pod")
+		return
+	}
+	agent := s.Hub.FilesAgent(h.Engagement)
+	if agent == nil {
+		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
+		return
+	}
+	octx, cancel := r.Context(ctx)
+	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
+	far, err := agent.Session.Open(octx, tunnel.Header{Kind: h.Kind, Engagement: h.Engagement, Dst: h.Dst})
+	cancelTimeout()
+	cancel()
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return
+	}
+	near, err := r.Accept()
+	if err != nil {
+		far.Reset(tunnel.CodeCanceled)
+		return
+	}
+	if h.Kind.Packets() {
+		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
+	} else {
+		_, _, err = tunnel.Relay(near, far)
+	}
+	s.Log.Debug("flow to the pod ended", "flow", h.String(), "pod", agent.Pod, "err", err)
 }
 
 // files carries a client's stream to the file server in an agent of its own

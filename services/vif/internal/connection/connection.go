@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"berth.dev/services/vif/internal/engaged"
 	"berth.dev/services/vif/internal/listening"
 	"berth.dev/services/vif/internal/resolvconf"
+	"berth.dev/services/vif/internal/topod"
 	"berth.dev/services/vif/internal/tunnelclient"
 	"berth.dev/tunnel"
 
@@ -64,6 +66,7 @@ type Connection struct {
 	link    link
 	engaged *engaged.Table
 	door    *door.Door
+	toPod   *topod.Table
 	wake    chan struct{} // interrupts the wait before the next attempt
 
 	mu        sync.Mutex
@@ -88,6 +91,7 @@ type order struct {
 func New(cfg Config) *Connection {
 	c := &Connection{cfg: cfg, log: cfg.Logger, engaged: engaged.New(cfg.Logger), wake: make(chan struct{}, 1)}
 	c.door = door.New(cfg.Identity, &c.link, cfg.Logger)
+	c.toPod = topod.New(&c.link, cfg.Logger)
 	return c
 }
 
@@ -147,6 +151,7 @@ func (c *Connection) openDoor(ctx context.Context, g *errgroup.Group) error {
 	c.doorAddr = l.Addr().String()
 	c.mu.Unlock()
 	g.Go(func() error { return c.door.Run(ctx, l) })
+	g.Go(func() error { <-ctx.Done(); c.toPod.Close(); return nil })
 	return nil
 }
 
@@ -289,14 +294,36 @@ func (c *Connection) engage(_ context.Context, req command.EngageHandler) (comma
 		}
 		ports = append(ports, engaged.Port{Container: p.Container, Handler: handler, UDP: udp})
 	}
+	reach, err := toPod(req.ToPod)
+	if err != nil {
+		return command.Accepted{}, err
+	}
 	if v := req.Volumes; v != nil {
 		if v.Token == "" || v.Pin == "" {
 			return command.Accepted{}, invalid("volumes need both a token and a pin")
 		}
 		c.door.Grant(req.Engagement, door.Grant{Token: v.Token, Pin: tunnel.Pin(v.Pin)})
 	}
+	if err := c.toPod.Set(req.Engagement, reach); err != nil {
+		return command.Accepted{}, fault.New(fault.FailedPrecondition, "ctl list", "%v; no handler of this connection can have a port that another one has", err)
+	}
 	already := c.engaged.Set(req.Engagement, address, ports)
 	return command.Accepted{ID: req.Engagement, Already: already}, nil
+}
+
+// toPod reads ports of the pod: 6379, 53/UDP.
+func toPod(given []string) ([]topod.Port, error) {
+	var ports []topod.Port
+	for _, g := range given {
+		number, protocol, _ := strings.Cut(g, "/")
+		n, err := strconv.ParseUint(number, 10, 16)
+		udp := strings.EqualFold(protocol, "UDP")
+		if err != nil || n == 0 || !udp && protocol != "" && !strings.EqualFold(protocol, "TCP") {
+			return nil, invalid("port %q is not like 6379 or 53/UDP", g)
+		}
+		ports = append(ports, topod.Port{Number: uint16(n), UDP: udp})
+	}
+	return ports, nil
 }
 
 // listening tells which of the ports of a handler nobody listens on yet.
@@ -346,6 +373,7 @@ func (c *Connection) disengage(_ context.Context, req command.EngagementRef) (co
 		return command.Accepted{}, invalid("engagement %q is not an id", req.Engagement)
 	}
 	c.door.Revoke(req.Engagement)
+	c.toPod.Remove(req.Engagement)
 	return command.Accepted{ID: req.Engagement, Already: !c.engaged.Remove(req.Engagement)}, nil
 }
 

@@ -1,0 +1,88 @@
+package topod
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth.dev/tunnel"
+)
+
+func TestServe(t *testing.T) {
+	a, b := net.Pipe()
+	manager, agent := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
+	defer manager.Close()
+	defer agent.Close()
+	go func() {
+		for {
+			r, err := agent.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			go Serve(context.Background(), r)
+		}
+	}()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "app")
+			c.Close()
+		}
+	}()
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	u, err := net.ListenPacket("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			_, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = u.WriteTo([]byte("app by udp"), from)
+		}
+	}()
+	open := func(kind tunnel.Kind, port uint16) (*tunnel.Stream, error) {
+		return manager.Open(t.Context(), tunnel.Header{Kind: kind, Engagement: "e", Dst: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)})
+	}
+	s, err := open(tunnel.KindTCP, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(s); err != nil || string(got) != "app" {
+		t.Errorf("%q, %v", got, err)
+	}
+	d, err := open(tunnel.KindUDP, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.WritePacket([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 100)
+	if n, err := d.ReadPacket(buf); err != nil || string(buf[:n]) != "app by udp" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	l.Close()
+	if _, err := open(tunnel.KindTCP, port); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port where nobody listens: %v", err)
+	}
+}

@@ -1,0 +1,284 @@
+// Package topod brings ports of an engaged workload's pod to the loopback address
+// of the daemon container's network, where a handler finds them as the
+// containers of the pod do (--to-pod).
+//
+// A connection goes to the manager, from there to an agent of the engagement, and
+// is dialled inside of its pod. It is accepted before the pod has been asked, as
+// a listener does; what the pod refuses is reset.
+package topod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"berth.dev/tunnel"
+)
+
+const (
+	openTimeout = 15 * time.Second
+	udpIdle     = 60 * time.Second
+	udpQueue    = 64
+)
+
+// Port is a port of the pod.
+type Port struct {
+	Number uint16
+	UDP    bool
+}
+
+func (p Port) String() string {
+	if p.UDP {
+		return strconv.Itoa(int(p.Number)) + "/UDP"
+	}
+	return strconv.Itoa(int(p.Number)) + "/TCP"
+}
+
+// Opener opens a stream to the manager.
+type Opener interface {
+	Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
+}
+
+// Table is the ports of all engagements. It may be used concurrently.
+type Table struct {
+	open Opener
+	log  *slog.Logger
+
+	mu sync.Mutex
+	by map[string]*set
+}
+
+// set is the listeners of one engagement.
+type set struct {
+	engagement string
+	ports      []Port
+	ctx        context.Context
+	cancel     context.CancelFunc
+	closers    []interface{ Close() error }
+	wg         sync.WaitGroup
+}
+
+// New returns an empty table.
+func New(o Opener, log *slog.Logger) *Table { return &Table{open: o, log: log, by: map[string]*set{}} }
+
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// Set listens for an engagement on ports, in the place of what it had; all or none.
+func (t *Table) Set(engagement string, ports []Port) error {
+	t.mu.Lock()
+	old := t.by[engagement]
+	t.mu.Unlock()
+	if old != nil && equal(old.ports, ports) {
+		return nil
+	}
+	t.Remove(engagement)
+	if len(ports) == 0 {
+		return nil
+	}
+	s := &set{engagement: engagement, ports: ports}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	for _, p := range ports {
+		if err := t.listen(s, p); err != nil {
+			s.close()
+			return fmt.Errorf("listen for the pod's port %v: %w", p, err)
+		}
+	}
+	t.mu.Lock()
+	t.by[engagement] = s
+	t.mu.Unlock()
+	return nil
+}
+
+func equal(a, b []Port) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Remove ends the listeners and flows of an engagement.
+func (t *Table) Remove(engagement string) {
+	t.mu.Lock()
+	s := t.by[engagement]
+	delete(t.by, engagement)
+	t.mu.Unlock()
+	if s != nil {
+		s.close()
+	}
+}
+
+// Close ends all.
+func (t *Table) Close() {
+	t.mu.Lock()
+	var ids []string
+	for id := range t.by {
+		ids = append(ids, id)
+	}
+	t.mu.Unlock()
+	for _, id := range ids {
+		t.Remove(id)
+	}
+}
+
+func (s *set) close() {
+	s.cancel()
+	for _, c := range s.closers {
+		_ = c.Close()
+	}
+	s.wg.Wait()
+}
+
+func (t *Table) listen(s *set, p Port) error {
+	at := netip.AddrPortFrom(loopback, p.Number)
+	if p.UDP {
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			return err
+		}
+		s.closers = append(s.closers, conn)
+		u := &datagrams{t: t, s: s, port: p, conn: conn, peers: map[netip.AddrPort]*peer{}}
+		s.wg.Go(u.read)
+		return nil
+	}
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return err
+	}
+	s.closers = append(s.closers, l)
+	s.wg.Go(func() {
+		for {
+			c, err := l.AcceptTCP()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				select {
+				case <-s.ctx.Done():
+					return
+				case <-time.After(50 * time.Millisecond): // out of descriptors, say
+				}
+				continue
+			}
+			s.wg.Go(func() { t.serve(s, p, c) })
+		}
+	})
+	return nil
+}
+
+func (t *Table) stream(s *set, p Port) (*tunnel.Stream, error) {
+	kind := tunnel.KindTCP
+	if p.UDP {
+		kind = tunnel.KindUDP
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
+	defer cancel()
+	return t.open.Open(ctx, tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: netip.AddrPortFrom(loopback, p.Number)})
+}
+
+func (t *Table) serve(s *set, p Port, c *net.TCPConn) {
+	stream, err := t.stream(s, p)
+	if err != nil {
+		t.log.Debug("the pod's port is not reached", "engagement", s.engagement, "port", p.String(), "err", err)
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		return
+	}
+	defer context.AfterFunc(s.ctx, func() { stream.Reset(tunnel.CodeReset); _ = c.Close() })()
+	_, _, _ = tunnel.Relay(c, stream) // its end is the handler's to judge
+}
+
+// datagrams is one socket for all peers, and a flow for each.
+type datagrams struct {
+	t    *Table
+	s    *set
+	port Port
+	conn *net.UDPConn
+
+	mu    sync.Mutex
+	peers map[netip.AddrPort]*peer
+}
+
+// peer is the near end of one flow, as RelayPackets wants it.
+type peer struct {
+	net.Conn
+	d    *datagrams
+	addr netip.AddrPort
+	in   chan []byte
+	once sync.Once
+	done chan struct{}
+}
+
+func (u *datagrams) read() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := u.conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error about an answer that nobody wanted
+		}
+		select {
+		case u.peer(from).in <- append([]byte(nil), buf[:n]...):
+		default: // full: dropped, as datagrams are
+		}
+	}
+}
+
+func (u *datagrams) peer(from netip.AddrPort) *peer {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p := u.peers[from]; p != nil {
+		return p
+	}
+	p := &peer{d: u, addr: from, in: make(chan []byte, udpQueue), done: make(chan struct{})}
+	u.peers[from] = p
+	u.s.wg.Go(func() {
+		defer u.forget(p)
+		defer context.AfterFunc(u.s.ctx, func() { p.Close() })()
+		stream, err := u.t.stream(u.s, u.port)
+		if err != nil {
+			u.t.log.Debug("datagrams dropped", "engagement", u.s.engagement, "port", u.port.String(), "err", err)
+			return
+		}
+		_, _, _ = tunnel.RelayPackets(stream, p, udpIdle)
+	})
+	return p
+}
+
+func (u *datagrams) forget(p *peer) {
+	p.Close()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.peers, p.addr)
+}
+
+// Read returns the next datagram of the peer.
+func (p *peer) Read(b []byte) (int, error) {
+	select {
+	case d := <-p.in:
+		return copy(b, d), nil
+	case <-p.done:
+		return 0, net.ErrClosed
+	}
+}
+
+// Write answers the peer.
+func (p *peer) Write(b []byte) (int, error) { return p.d.conn.WriteToUDPAddrPort(b, p.addr) }
+
+// Close ends the flow; the socket stays, it is everybody's.
+func (p *peer) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return nil
+}
