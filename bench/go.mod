@@ -3,6 +3,7 @@ module berth.dev/bench
 go 1.26.0
 
 require (
+	berth.dev/bus v0.0.0
 	berth.dev/e2e v0.0.0
 	k8s.io/apimachinery v0.37.2
 	k8s.io/kubectl v0.37.2
@@ -13,6 +14,7 @@ require (
 	github.com/MakeNowJust/heredoc v1.0.0 // indirect
 	github.com/blang/semver/v4 v4.0.0 // indirect
 	github.com/chai2010/gettext-go v1.0.2 // indirect
+	github.com/creack/pty v1.1.24 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/distribution/reference v0.6.0 // indirect
 	github.com/emicklei/go-restful/v3 v3.13.0 // indirect

@@ -5,7 +5,7 @@
 //
 // It uses the cluster of $KUBECONFIG with Berth installed or not, brings its
 // own pod and image, and takes both away again. Words on its command line choose
-// steps: engage, connect, path, names, idle, builds.
+// steps: engage, beside, connect, path, names, idle, builds.
 package main
 
 import (
@@ -42,7 +42,7 @@ type step struct {
 // run takes all steps, or those that are named.
 func run(ctx context.Context, names []string) error {
 	steps := []step{
-		{"engage", (*bench).engage}, {"connect", (*bench).connect}, {"path", (*bench).path},
+		{"engage", (*bench).engage}, {"beside", (*bench).beside}, {"connect", (*bench).connect}, {"path", (*bench).path},
 		{"names", (*bench).names}, {"idle", (*bench).idle}, {"builds", (*bench).builds},
 	}
 	for _, n := range names {

@@ -3,13 +3,18 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"berth.dev/bus/event"
 	"berth.dev/e2e/rig"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // untouched returns a check that the example's pods are those of now: none is
@@ -165,6 +170,53 @@ func TestIntercept(t *testing.T) {
 		noHandler(t)
 		check()
 	})
+}
+
+// A rollout and a scaling under an intercept: nothing is lost, nothing comes to
+// the app, and a fact tells that the pods have changed.
+func TestInterceptRollout(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	deployments := cluster.Kube.AppsV1().Deployments("default")
+	patch := func(ctx context.Context, body string) {
+		t.Helper()
+		if _, err := deployments.Patch(ctx, "frontend-v1", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		patch(context.Background(), `{"spec":{"replicas":1,"template":{"metadata":{"annotations":{"restarted":null}}}}}`)
+	})
+	p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
+	answers(t, time.Minute, "frontend v2")
+	stop := ask(t)
+	patch(t.Context(), `{"spec":{"replicas":4,"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`)
+	rig.Eventually(t, 2*time.Minute, "four pods of the new template are Ready", func(ctx context.Context) (bool, string) {
+		d, err := deployments.Get(ctx, "frontend-v1", metav1.GetOptions{})
+		if err != nil {
+			return false, err.Error()
+		}
+		s := d.Status
+		return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == 4 && s.ReadyReplicas == 4 && s.Replicas == 4, fmt.Sprintf("%+v", s)
+	})
+	rig.Eventually(t, time.Minute, "the engagement goes by all four", func(context.Context) (bool, string) {
+		r := ctl.Run(t, "events", "--since", "10m", "--no-follow", "--output", "json")
+		for _, e := range rig.Lines[event.Envelope](t, r.Stdout) {
+			if f, ok := event.Decode[event.PodsChanged](e); ok && len(f.Pods) == 4 {
+				return true, ""
+			}
+		}
+		return false, r.String()
+	})
+	counts := stop()
+	t.Logf("requests: %v", counts)
+	if len(counts) != 1 || counts["frontend v2\n"] < 20 {
+		t.Errorf("not everything was answered by the handler: %v", counts)
+	}
+	ctl.Must(t, "leave", "frontend-v1")
+	p.Wait(t, time.Minute)
+	answers(t, 5*time.Second, "frontend v1")
 }
 
 // What dies in the cluster comes back, and in between the app answers: never
