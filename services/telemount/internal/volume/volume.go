@@ -257,7 +257,9 @@ func (s *Set) get(name string) (*entry, error) {
 
 func (s *Set) dir(name string) string { return filepath.Join(s.root, name) }
 
-// Remove forgets a volume that nobody uses.
+// Remove forgets a volume. Docker asks for it only when no container has it: what
+// is still noted as a use is of an engine that was killed and never said that it
+// had ended.
 func (s *Set) Remove(name string) error {
 	e, err := s.get(name)
 	if err != nil {
@@ -265,10 +267,13 @@ func (s *Set) Remove(name string) error {
 	}
 	e.lock.Lock()
 	defer e.lock.Unlock()
+	if err := s.unmount(name, e); err != nil {
+		return fmt.Errorf("unmount volume %s: %w", name, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(e.IDs) > 0 {
-		return fmt.Errorf("volume %s is in use", name)
+		s.log.Warn("removed with uses that were never ended", "volume", name, "uses", len(e.IDs))
 	}
 	delete(s.all, name)
 	return s.save()
