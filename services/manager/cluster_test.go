@@ -431,7 +431,7 @@ func testReplaceIn(t *testing.T, r *rig, kind string, replicas int32, method str
 	c := stop()
 	t.Logf("prepared %v, then active %v, first request %v later, all %v later; restored in %v; requests: %d original, %d handler, %d lost",
 		prepared.Round(time.Millisecond), active.Round(time.Millisecond), first.Round(time.Millisecond), settled.Round(time.Millisecond), gone.Round(time.Millisecond), c.original, c.handler, len(c.errs))
-	if c.handler < 20 || c.original < 20 {
+	if c.original < 20 || lossless && c.handler < 20 { // one that is lost takes its time
 		t.Error("too few requests to say anything")
 	}
 	if lossless && len(c.errs) > 0 {

@@ -30,7 +30,7 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	if err := c.endBeside(ctx, engs, m); err != nil {
 		return err
 	}
-	w, err := resolve(ctx, c.client, k, !c.exchanges(k, engs))
+	w, err := resolve(ctx, c.client, k)
 	if errors.Is(err, errKind) {
 		for _, e := range engs {
 			if err := c.fail(ctx, e, &failure{message: err.Error(), hint: "engage a Deployment, StatefulSet or ReplicaSet"}); err != nil {
@@ -93,17 +93,6 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 		c.settle(k, m, true)
 	}
 	return nil
-}
-
-// exchanges reports whether pods of the workload are exchanged, or have been.
-func (c *Controller) exchanges(k Key, engs []*engagement) bool {
-	if slices.ContainsFunc(engs, func(e *engagement) bool { return !e.spec.Beside() || e.status.Sidecar() }) {
-		return true
-	}
-	return slices.ContainsFunc(c.view.podsIn(k.Namespace), func(p *corev1.Pod) bool {
-		of, ok := keyOf(p)
-		return ok && of == k && (p.Labels[lease.LabelEngagement] != "" || p.Labels[lease.LabelReleased] != "")
-	})
 }
 
 func bridging(s swap.State) bool {

@@ -37,14 +37,12 @@ type workload struct {
 
 // resolve reads a workload; nil if it does not exist.
 //
-// With cached, lists are the API server's as its cache has them: one that must
-// be the newest waits up to a tenth of a second for etcd to say so (Kubernetes
-// 1.31, KEP-2340). That will do where no pods are exchanged.
-func resolve(ctx context.Context, c kubernetes.Interface, k Key, cached bool) (*workload, error) {
-	list := metav1.ListOptions{}
-	if cached {
-		list.ResourceVersion = "0"
-	}
+// Lists are the API server's as its cache has them: one that must be the newest
+// waits up to a tenth of a second for etcd to say so (Kubernetes 1.31, KEP-2340).
+// The pods come from a cache too, and what is written is conditional on the
+// version that it was decided from.
+func resolve(ctx context.Context, c kubernetes.Interface, k Key) (*workload, error) {
+	list := metav1.ListOptions{ResourceVersion: "0"}
 	w := &workload{owners: map[string]*appsv1.ReplicaSet{}, method: swap.Surge}
 	var services *corev1.ServiceList
 	var servicesErr error

@@ -62,7 +62,7 @@ func TestMethod(t *testing.T) {
 		{"stateful set", "StatefulSet", []runtime.Object{&appsv1.StatefulSet{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{Selector: sel, Template: spec()}}}, swap.Recreate, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w, err := resolve(t.Context(), fake.NewClientset(tt.objects...), Key{"ns", tt.kind, "web"}, false)
+			w, err := resolve(t.Context(), fake.NewClientset(tt.objects...), Key{"ns", tt.kind, "web"})
 			if err != nil || w == nil {
 				t.Fatal(w, err)
 			}
@@ -71,7 +71,7 @@ func TestMethod(t *testing.T) {
 			}
 		})
 	}
-	if w, err := resolve(t.Context(), fake.NewClientset(), Key{"ns", "Deployment", "web"}, false); w != nil || err != nil {
+	if w, err := resolve(t.Context(), fake.NewClientset(), Key{"ns", "Deployment", "web"}); w != nil || err != nil {
 		t.Errorf("what is not there: %v, %v", w, err)
 	}
 }
