@@ -14,7 +14,20 @@ import (
 // pair is a session and its far end.
 func pair(t *testing.T) (near, far *tunnel.Session) {
 	t.Helper()
-	a, b := net.Pipe()
+	// A real connection: a pipe's end fails in writing before it has read why.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
 	near, far = tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
 	t.Cleanup(func() { near.Close(); far.Close() })
 	return near, far
