@@ -111,7 +111,9 @@ func (p *Plugin) Ensure(ctx context.Context, _ command.None) (command.VolumePlug
 		l = &look{done: make(chan struct{})}
 		p.running = l
 		p.opt.Go(func(ctx context.Context) {
-			ctx, cancel := context.WithTimeout(ctx, within)
+			// Not cut short by runner's end: the engine would finish a plugin
+			// that nobody waits for, when who ends the workspace has looked.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 			defer cancel()
 			l.found = p.look(ctx)
 			p.mu.Lock()
