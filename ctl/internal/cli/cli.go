@@ -96,7 +96,7 @@ func (a *App) tool() *usage.Tool {
 		Commands: []*usage.Command{
 			a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(),
 			a.replaceCommand(), a.interceptCommand(), a.ingestCommand(), a.leaveCommand(), a.buildCommand(),
-			a.dockerRunCommand(), a.curlCommand(), a.eventsCommand(),
+			a.dockerRunCommand(), a.composeCommand(), a.curlCommand(), a.eventsCommand(),
 			a.installCommand(), a.uninstallCommand(),
 			a.doctorCommand(), a.gcCommand(), a.versionCommand(),
 		},
