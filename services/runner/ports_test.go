@@ -156,7 +156,7 @@ func TestPublish(t *testing.T) {
 		"83/tcp": bind(nat.PortBinding{HostIP: "127.0.0.1", HostPort: "0"}), "83/udp": bind(nat.PortBinding{HostIP: "127.0.0.1"}),
 		"84/tcp": bind(nat.PortBinding{HostPort: fmt.Sprintf("%d-%d", n, n+20)}),
 		"85/tcp": bind(nat.PortBinding{HostIP: "::1"}),
-		"86/tcp": bind(nat.PortBinding{HostIP: "127.0.0.1"}, nat.PortBinding{HostIP: "127.0.0.1"}),
+		"86/tcp": bind(nat.PortBinding{HostIP: "127.0.0.1"}, nat.PortBinding{HostIP: "127.0.0.2"}),
 	}
 	if hasIPv6() {
 		servers = append(servers, "tcp6/[::1]:87", "udp6/[::1]:87")
