@@ -79,7 +79,9 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
 				r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "docker-run", Handler: spec.Handler})
 				if err == nil {
-					a.published(r.Published)
+					for _, p := range r.Published { // with --output json too: there is no fact to tell it
+						a.print.Notice("published %s", publishedText(p))
+					}
 				}
 				return r.ContainerID, r.Warnings, a.withHolder(s, err)
 			},
