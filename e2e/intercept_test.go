@@ -76,7 +76,7 @@ func TestIngest(t *testing.T) {
 	if !strings.HasPrefix(r.Stdout, "probe\n") {
 		t.Errorf("--to-pod: %v", r)
 	}
-	refused(t, ctl, 1, []string{"--to-pod x: not a port like 6379"}, "ingest", "echo", "--container", "echo", "--to-pod", "x")
+	refused(t, ctl, 2, []string{"--to-pod x: not a port like 6379"}, "ingest", "echo", "--container", "echo", "--to-pod", "x")
 	check()
 }
 
