@@ -44,6 +44,11 @@ func Leftovers(t *testing.T) []string {
 	all = append(all, Docker(t, "ps", "-a", "--filter", f, "--format", "container/{{.Names}}")...)
 	all = append(all, Docker(t, "network", "ls", "--filter", f, "--format", "network/{{.Name}}")...)
 	all = append(all, Docker(t, "volume", "ls", "--filter", f, "--format", "volume/{{.Name}}")...)
+	for _, name := range Docker(t, "plugin", "ls", "--format", "{{.Name}}") {
+		if strings.HasPrefix(name, "telemount:") { // the volume plugin goes with the last connection
+			all = append(all, "plugin/"+name)
+		}
+	}
 	return all
 }
 

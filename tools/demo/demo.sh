@@ -104,6 +104,6 @@ until_first "frontend v1"
 bold "Quit"
 run "$ctl" quit --all
 [ -z "$installed" ] || { run "$ctl" uninstall; installed=; "$ctl" quit --all >/dev/null 2>&1 || true; }
-left=$(docker ps -aq --filter label=berth.dev/workspace=default; docker network ls -q --filter label=berth.dev/workspace=default; docker volume ls -q --filter label=berth.dev/workspace=default)
+left=$(docker ps -aq --filter label=berth.dev/workspace=default; docker network ls -q --filter label=berth.dev/workspace=default; docker volume ls -q --filter label=berth.dev/workspace=default; docker plugin ls --format '{{.Name}}' | grep '^telemount:' || true)
 [ -z "$left" ] || fail "left behind: $left"
 bold "Done in $((SECONDS - started)) s. Report: .cache/demo/report.txt"
