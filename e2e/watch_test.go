@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -146,12 +147,14 @@ func TestWatch(t *testing.T) {
 		t.Error("the user's own untagged image was removed")
 	}
 	added := 0
+	var left []string
 	for _, id := range now {
 		if !slices.Contains(images, id) {
 			added++
-			t.Cleanup(func() { rig.Docker(t, "rmi", "-f", id) })
+			left = append(left, id)
 		}
 	}
+	t.Cleanup(func() { _ = exec.Command("docker", append([]string{"rmi", "-f"}, left...)...).Run() }) // parents go with their children
 	// The last one is what ran, with what the classic builder keeps as its cache.
 	if added > 3 {
 		t.Errorf("%d images were left by %d builds", added, n+2)

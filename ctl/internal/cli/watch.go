@@ -14,6 +14,7 @@ import (
 	"berth.dev/ctl/internal/handlerrun"
 	"berth.dev/ctl/internal/interrupt"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/image"
 )
 
@@ -32,6 +33,7 @@ type watching struct {
 	image   string          // ID of what runs
 	good    []string        // its arguments
 	had     map[string]bool // images that were there before: not ours to remove
+	stale   []string        // images that are to be removed
 }
 
 // watch makes the engagement with the first build, and follows the context.
@@ -64,6 +66,7 @@ func (w *watching) loop(ctx context.Context, changes *build.Watcher) {
 		if w.err == nil {
 			w.code, w.err = w.current.code, w.current.err
 		}
+		w.prune("") // what its container still used when it was tried
 	}()
 	// What changes before is built when it is.
 	if _, err := w.eng.Active(ctx); err != nil {
@@ -195,20 +198,27 @@ func (w *watching) images(ctx context.Context) (map[string]bool, error) {
 	return had, nil
 }
 
-// prune removes an image that this command built and nobody has named. One that
-// is used, or was there before, stays.
+// prune removes an image that this command built and nobody has named, and those
+// that could not be removed before: the engine refuses where a container has it,
+// be it one that is about to go. What was there before stays, and what runs.
 func (w *watching) prune(id string) {
-	if w.had[id] || id == w.image {
-		return
+	if id != "" && !w.had[id] {
+		w.stale = append(w.stale, id)
 	}
 	ctx, cancel := context.WithTimeout(w.app.sig.Second, answerWithin)
 	defer cancel()
-	in, err := w.s.ws.Engine.API.ImageInspect(ctx, id)
-	if err != nil || len(in.RepoTags) > 0 {
-		return
-	}
-	// Refused by the engine where a container uses it.
-	_, _ = w.s.ws.Engine.API.ImageRemove(ctx, id, image.RemoveOptions{PruneChildren: true})
+	api := w.s.ws.Engine.API
+	w.stale = slices.DeleteFunc(w.stale, func(id string) bool {
+		if id == w.image {
+			return true // built again meanwhile
+		}
+		in, err := api.ImageInspect(ctx, id)
+		if err != nil || len(in.RepoTags) > 0 {
+			return errdefs.IsNotFound(err) || err == nil
+		}
+		_, err = api.ImageRemove(ctx, id, image.RemoveOptions{PruneChildren: true})
+		return err == nil || errdefs.IsNotFound(err)
+	})
 }
 
 // few are some of the paths, for people.
