@@ -98,6 +98,7 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		return err
 	}
 	defer func() { up.Conn.Close() }()
+	volumes := a.volumeStage(ctx, up.Conn)
 	req, err := openRequest(f, target, reach)
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		a.tidy(ws, up.Conn)
 		return err
 	}
-	a.volumeStage(ctx, up.Conn, start)
+	volumes(start)
 	if !l.Dashes {
 		return nil
 	}

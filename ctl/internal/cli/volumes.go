@@ -8,24 +8,37 @@ import (
 	"berth.dev/bus/command"
 )
 
-// volumeStage tells how remote volumes will be mounted. The plugin is installed
-// beside everything else; a connection does not wait for it, `ctl replace` does.
-func (a *App) volumeStage(ctx context.Context, conn *bus.Conn, start time.Time) {
-	v, err := volumePlugin(ctx, conn, stageWithin)
-	switch {
-	case err != nil:
-		a.stage("volumes", start, "the plugin is still being installed; ctl status tells")
-	case v.Kind == "":
-		a.stage("volumes", start, "none: "+v.Reason)
-	case v.Reason != "":
-		a.stage("volumes", start, v.Kind+" plugin; "+v.Reason)
-	default:
-		a.stage("volumes", start, v.Kind+" plugin")
+// volumeStage asks how remote volumes will be mounted; the function that it
+// returns tells. The plugin is installed beside everything else: no connection
+// waits for it, `ctl replace` does.
+func (a *App) volumeStage(ctx context.Context, conn *bus.Conn) (tell func(start time.Time)) {
+	answer := make(chan command.VolumePlugin, 1)
+	go func() {
+		if v, err := volumePlugin(ctx, conn, pluginWithin); err == nil {
+			answer <- v
+		}
+	}()
+	return func(start time.Time) {
+		select {
+		case v := <-answer:
+			what := v.Kind + " plugin"
+			switch {
+			case v.Pending:
+				what = "the plugin is being installed; ctl status tells"
+			case v.Kind == "":
+				what = "none: " + v.Reason
+			case v.Reason != "":
+				what += "; " + v.Reason
+			}
+			a.stage("volumes", start, what)
+		case <-time.After(stageWithin):
+			a.stage("volumes", start, "the plugin is being installed; ctl status tells")
+		}
 	}
 }
 
 const (
-	stageWithin  = 300 * time.Millisecond
+	stageWithin  = 20 * time.Millisecond // for an answer that is on its way
 	pluginWithin = 15 * time.Second
 )
 
