@@ -58,7 +58,7 @@ func TestIngest(t *testing.T) {
 	two := ctl.Start(t, "ingest", "frontend-v1", "--docker-run", "--", probeImage, "serve", ":9002")
 	rig.Eventually(t, time.Minute, "both ingests are active", func(context.Context) (bool, string) {
 		r := ctl.Run(t, "status", "--output", "json")
-		return strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`) == 2, r.String()
+		return strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`) == 2, r.String() + one.Output() + two.Output()
 	})
 	answers(t, time.Second, "frontend v1")
 	list := ctl.Must(t, "list")
