@@ -359,4 +359,15 @@ func TestDockerRunLosesItsNetwork(t *testing.T) {
 	refused(t, ctl, 1, []string{"ctl connect"}, "docker-run", probeImage, "get", "http://frontend-v1")
 	ctl.Must(t, "connect", "--docker")
 	ctl.Must(t, "docker-run", "--name", "berth-e2e-loses", probeImage, "get", "http://frontend-v1")
+
+	// The daemon container is killed: the same is told, and undone.
+	p = ctl.Start(t, "docker-run", "--name", "berth-e2e-loses", "-p", "127.0.0.1::81", probeImage, "echo", "81")
+	for port, addr := range published(t, p, 1) {
+		echoes(t, port, addr)
+	}
+	rig.Docker(t, append([]string{"kill"}, rig.Docker(t, "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=daemon")...)...)
+	if r := p.Wait(t, time.Minute); r.Code == 0 || !strings.Contains(r.Stderr, "run it again after ctl connect") {
+		t.Errorf("the command does not say why it ended: %v", r)
+	}
+	nothingBeside(t)
 }

@@ -716,3 +716,30 @@ func wait[T event.Data](t *testing.T, r *rig, id string) T {
 		}
 	}
 }
+
+// --ip and --ip6 in a network of both families.
+func TestNetworkOfBothFamilies(t *testing.T) {
+	if !hasIPv6() {
+		t.Skipf("%s: this kernel has no IPv6", t.Name())
+	}
+	r := start(t)
+	c := r.connection()
+	name := r.ws + "-both"
+	octets := []byte(rand.Text()[:2])
+	six := netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x19, octets[0], octets[1]}), 64)
+	both := true
+	_, err := theDocker.api.NetworkCreate(t.Context(), name, network.CreateOptions{
+		EnableIPv6: &both, Labels: map[string]string{engine.LabelWorkspace: r.ws}, IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: six.String()}, {Subnet: "198.19.254.0/24"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip6, ip4 := six.Addr().Next().Next().Next().Next().String(), "198.19.254.9"
+	made := r.guest(c, container.Config{Cmd: []string{"serve", "tcp/[::]:81", "udp/[::]:81"}}, container.HostConfig{NetworkMode: container.NetworkMode(name)},
+		map[string]*network.EndpointSettings{name: {Aliases: []string{"web"}, IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: ip4, IPv6Address: ip6}}})
+	for _, at := range []string{"tcp4/" + ip4 + ":81", "tcp6/[" + ip6 + "]:81", "udp6/[" + ip6 + "]:81", "tcp6/web:81", "tcp4/web:81"} {
+		until(t, at+" answers", func() bool { return r.askFrom(name, at, "hello") == "hello" })
+	}
+	r.kill(made.ContainerID)
+	until(t, "the network is left", func() bool { return !slices.Contains(r.networksOf(c), name) })
+}
