@@ -18,7 +18,7 @@ func script(t *testing.T, ctl *rig.Ctl, argv ...string) (out string, code int) {
 	root := os.Getenv("BERTH_ROOT")
 	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	cmd.Dir = filepath.Join(root, "examples")
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+ctl.Kubeconfig, "PATH="+filepath.Dir(ctl.Path)+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+ctl.Kubeconfig, "PATH="+filepath.Dir(ctl.Path)+":"+filepath.Join(root, "bin/tools")+":"+os.Getenv("PATH"))
 	b, err := cmd.CombinedOutput()
 	var ee *exec.ExitError
 	switch {
@@ -63,6 +63,29 @@ func TestAutomation(t *testing.T) {
 		if code != 0 || !strings.Contains(out, " active: 8080") || !strings.Contains(out, " ended: leave") {
 			t.Errorf("exit code %d:\n%s", code, out)
 		}
+	})
+	t.Run("nats", func(t *testing.T) {
+		for _, c := range []struct {
+			workload, test string
+			code           int
+			says           string
+		}{
+			{"frontend-v1", answersV2, 0, ""},
+			{"frontend-v1", answersV2 + " && exit 7", 7, ""},
+			{"no-such-workload", "true", 100, "no-such-workload"},
+		} {
+			out, code := script(t, ctl, "automation/nats.sh", c.workload, "frontend-v2", "sh", "-c", c.test)
+			if code != c.code || !strings.Contains(out, c.says) {
+				t.Errorf("exit code %d, want %d and %q:\n%s", code, c.code, c.says, out)
+			}
+			restored(t)
+		}
+		// A handler that ends before it listens.
+		out, code := script(t, ctl, "automation/nats.sh", "frontend-v1", probeImage, "true")
+		if code != 101 || out == "" {
+			t.Errorf("exit code %d, want 101 and a reason:\n%s", code, out)
+		}
+		restored(t)
 	})
 	t.Run("Go", func(t *testing.T) {
 		dock := filepath.Join(t.TempDir(), "dock")
