@@ -162,7 +162,7 @@ func podNames(t *testing.T) string {
 	}
 	var names []string
 	for _, p := range l.Items {
-		if p.Status.Phase == corev1.PodRunning {
+		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil { // not what an earlier test scaled down
 			names = append(names, p.Name)
 		}
 	}

@@ -67,11 +67,24 @@ func Of(c *http.Client, daemonHost string) Engine {
 	if err != nil || u.Scheme != "tcp" && u.Scheme != "http" && u.Scheme != "https" {
 		return Engine{HTTP: c, URL: "http://docker"} // the transport knows where
 	}
-	scheme := "http"
-	if t, ok := c.Transport.(*http.Transport); ok && t.TLSClientConfig != nil {
-		scheme = "https"
+	return Engine{HTTP: c, URL: scheme(c, u.Host) + "://" + u.Host}
+}
+
+// scheme asks whether TLS is spoken at host. The client's transport, which knows,
+// is wrapped out of sight (Docker's client traces its calls).
+func scheme(c *http.Client, host string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/_ping", nil)
+	if err != nil {
+		return "http"
 	}
-	return Engine{HTTP: c, URL: scheme + "://" + u.Host}
+	a, err := c.Do(r)
+	if err != nil {
+		return "http" // its own error is told by the call that follows
+	}
+	_ = a.Body.Close()
+	return "https"
 }
 
 func (e Engine) call(ctx context.Context, method, path string, body io.Reader, out any) error {

@@ -10,8 +10,11 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,3 +118,28 @@ func TestNoEngine(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// An engine behind TCP is asked by TLS where it speaks that, whatever the client
+// has put around its transport.
+func TestOf(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"Enabled":true}`) })
+	plain, tls := httptest.NewServer(h), httptest.NewTLSServer(h)
+	defer plain.Close()
+	defer tls.Close()
+	for _, s := range []*httptest.Server{plain, tls} {
+		c := *s.Client()
+		c.Transport = wrapped{c.Transport}
+		e := Of(&c, "tcp://"+s.Listener.Addr().String())
+		if e.URL != s.URL {
+			t.Errorf("%s, want %s", e.URL, s.URL)
+		}
+		if st, err := e.State(t.Context()); err != nil || !st.Enabled {
+			t.Errorf("%s: %+v, %v", s.URL, st, err)
+		}
+	}
+	if e := Of(http.DefaultClient, "unix:///var/run/docker.sock"); e.URL != "http://docker" {
+		t.Errorf("a socket is reached at %s", e.URL)
+	}
+}
+
+type wrapped struct{ http.RoundTripper }
