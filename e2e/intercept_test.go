@@ -21,6 +21,11 @@ import (
 // new, and none was restarted.
 func untouched(t *testing.T) func() {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cluster.Settle(ctx, "default", "frontend-v1"); err != nil { // an earlier test's rollout
+		t.Fatal(err)
+	}
 	before := podNames(t)
 	return func() {
 		t.Helper()

@@ -17,7 +17,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // vols is the workload of testdata/volumes.yaml, engaged.
@@ -303,55 +302,6 @@ func TestVolumeFollowsThePod(t *testing.T) {
 	// What was in the emptyDir is gone with its pod, and that is seen.
 	if got, want := v.here(t, "tree", "/data"), v.there(t, "tree", "/data"); got != want {
 		t.Errorf("the handler has\n%s\nthe pod has\n%s", got, want)
-	}
-}
-
-// The pod is away, and nothing can take its place: calls block, then fail with
-// EIO, and go on when a pod is there again.
-func TestVolumePodAway(t *testing.T) {
-	applyVols(t)
-	ctl := rig.NewCtl(t, cluster)
-	connect(t, ctl)
-	v := engageVols(t, ctl)
-	v.here(t, "put", "/pv/before", "x")
-	t.Cleanup(func() { cordon(t, false) })
-	cordon(t, true)
-	if err := cluster.DeletePods(t.Context(), "default", "app=vols"); err != nil {
-		t.Fatal(err)
-	}
-	rig.Eventually(t, 30*time.Second, "the agent is gone", func(ctx context.Context) (bool, string) {
-		l, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=vols", FieldSelector: "status.phase=Running"})
-		return err == nil && len(l.Items) == 0, fmt.Sprint(len(l.Items), err)
-	})
-	out, err := v.exec(2*time.Minute, "put", "/pv/away", "x")
-	if err == nil || !strings.Contains(out, "input/output error") {
-		t.Errorf("want EIO after the volume's time-out, got %q, %v", out, err)
-	}
-	cordon(t, false)
-	rig.Eventually(t, time.Minute, "the volume is back", func(context.Context) (bool, string) {
-		out, err := v.exec(time.Minute, "put", "/pv/after", "y")
-		return err == nil, fmt.Sprint(out, err)
-	})
-	v.pod = podOf(t, "vols")
-	if got := v.there(t, "cat", "/pv/after"); got != "y" {
-		t.Errorf("the pod has %q", got)
-	}
-}
-
-// cordon keeps new pods from every node, or lets them come again.
-func cordon(t *testing.T, yes bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	nodes, err := cluster.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range nodes.Items {
-		patch := fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, yes)
-		if _, err := cluster.Kube.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

@@ -37,7 +37,8 @@ over() { reached ended || reached failed; }
 
 until reached active; do
 	if over; then
-		bus sub --all --raw --terminate-at-end "berth.v1.evt.engagement.$id.connector.failed" | jq -r .data.error.message >&2
+		bus sub --all --raw --terminate-at-end "berth.v1.evt.engagement.$id.connector.*" 2>/dev/null |
+			jq -r 'select(.data.error or .data.cause) | .data.error.message // .data.cause' >&2
 		exit 101
 	fi
 	sleep 0.1
