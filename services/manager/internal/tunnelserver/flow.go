@@ -97,6 +97,36 @@ func (s *Server) udp(ctx context.Context, r *tunnel.Request) {
 	s.Log.Debug("flow ended", "flow", r.Header.String(), "err", err)
 }
 
+// through opens a request's stream onwards on another session and accepts it once
+// that end has: what is refused there is refused here, with its answer. Both are
+// nil when it did not come about, which the requester then knows.
+func through(ctx context.Context, r *tunnel.Request, on *tunnel.Session, h tunnel.Header) (near, far *tunnel.Stream) {
+	octx, cancel := r.Context(ctx)
+	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
+	far, err := on.Open(octx, h)
+	cancelTimeout()
+	cancel()
+	if err != nil {
+		r.Refuse(tunnel.CodeOf(err), err.Error())
+		return nil, nil
+	}
+	if near, err = r.Accept(); err != nil {
+		far.Reset(tunnel.CodeCanceled)
+		return nil, nil
+	}
+	return near, far
+}
+
+// relay carries a flow of kind between two streams, to its end.
+func relay(kind tunnel.Kind, near, far *tunnel.Stream) (err error) {
+	if kind.Packets() {
+		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
+	} else {
+		_, _, err = tunnel.Relay(near, far)
+	}
+	return err
+}
+
 // toClient carries an agent's flow to the client that holds its engagement. The
 // agent gets the client's own answer: what the handler refuses is refused.
 func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
@@ -116,25 +146,11 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, errNoClient.Error())
 		return
 	}
-	octx, cancel := r.Context(ctx)
-	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
-	far, err := vif.Open(octx, h)
-	cancelTimeout()
-	cancel()
-	if err != nil {
-		r.Refuse(tunnel.CodeOf(err), err.Error())
+	near, far := through(ctx, r, vif, h)
+	if near == nil {
 		return
 	}
-	near, err := r.Accept()
-	if err != nil {
-		far.Reset(tunnel.CodeCanceled)
-		return
-	}
-	if h.Kind.Packets() {
-		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
-	} else {
-		_, _, err = tunnel.Relay(near, far)
-	}
+	err := relay(h.Kind, near, far)
 	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
 }
 
@@ -156,25 +172,11 @@ func (s *Server) toPod(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
 		return
 	}
-	octx, cancel := r.Context(ctx)
-	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
-	far, err := agent.Session.Open(octx, tunnel.Header{Kind: h.Kind, Engagement: h.Engagement, Dst: h.Dst})
-	cancelTimeout()
-	cancel()
-	if err != nil {
-		r.Refuse(tunnel.CodeOf(err), err.Error())
+	near, far := through(ctx, r, agent.Session, tunnel.Header{Kind: h.Kind, Engagement: h.Engagement, Dst: h.Dst})
+	if near == nil {
 		return
 	}
-	near, err := r.Accept()
-	if err != nil {
-		far.Reset(tunnel.CodeCanceled)
-		return
-	}
-	if h.Kind.Packets() {
-		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
-	} else {
-		_, _, err = tunnel.Relay(near, far)
-	}
+	err := relay(h.Kind, near, far)
 	s.Log.Debug("flow to the pod ended", "flow", h.String(), "pod", agent.Pod, "err", err)
 }
 
@@ -196,19 +198,9 @@ func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
 		return
 	}
-	octx, cancel := r.Context(ctx)
-	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
-	far, err := agent.Session.Open(octx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
+	near, far := through(ctx, r, agent.Session, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
 		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind == lease.Ingest})})
-	cancelTimeout()
-	cancel()
-	if err != nil {
-		r.Refuse(tunnel.CodeOf(err), err.Error())
-		return
-	}
-	near, err := r.Accept()
-	if err != nil {
-		far.Reset(tunnel.CodeCanceled)
+	if near == nil {
 		return
 	}
 	n, m, err := tunnel.Relay(near, far)
