@@ -23,7 +23,6 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
 	"berth.dev/ctl/internal/busclient"
-	"berth.dev/ctl/internal/workspace"
 
 	"github.com/docker/cli/cli/config"
 	"golang.org/x/sync/errgroup"
@@ -31,8 +30,9 @@ import (
 
 // Options is one build.
 type Options struct {
-	Workspace  *workspace.Workspace // up
-	Conn       *bus.Conn            // its bus
+	// Builder opens a stream to builder, and starts it if need be.
+	Builder    func(context.Context, *bus.Conn) (io.ReadWriteCloser, error)
+	Conn       *bus.Conn            // the bus that builder is on
 	Context    string               // directory, Dockerfile, URL or -
 	Options    []string             // key=value, as with --docker-build-opt
 	Engagement string               // id, where it is built for one
@@ -69,7 +69,7 @@ func run(ctx context.Context, o Options) (string, error) {
 	var caller *buildstream.Caller
 	closeRoot := func() {}
 	var auths map[string]buildstream.Auth
-	var wire *pipe
+	var wire io.ReadWriteCloser
 	defer func() {
 		closeRoot()
 		if wire != nil {
@@ -88,12 +88,8 @@ func run(ctx context.Context, o Options) (string, error) {
 		auths = credentials()
 		return nil
 	})
-	group.Go(func() error {
-		id, err := o.Workspace.EnsureBuilder(gctx, o.Conn)
-		if err != nil {
-			return err
-		}
-		wire, err = openPipe(gctx, o.Workspace.Engine.API, id)
+	group.Go(func() (err error) {
+		wire, err = o.Builder(gctx, o.Conn)
 		return err
 	})
 	if err := group.Wait(); err != nil {
@@ -143,7 +139,7 @@ func wanted() string {
 	return ""
 }
 
-func (b *building) do(ctx context.Context, wire *pipe, hello buildstream.Hello) (string, error) {
+func (b *building) do(ctx context.Context, wire io.ReadWriteCloser, hello buildstream.Hello) (string, error) {
 	id := busclient.NewID("b")
 	conn := b.o.Conn
 	tail, err := conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Build, id))

@@ -129,7 +129,7 @@ func TestBuild(t *testing.T) {
 	var out bytes.Buffer
 	build := func(word string, opts ...string) (string, error) {
 		out.Reset()
-		id, err := Build(t.Context(), Options{Workspace: w, Conn: u.Conn, Context: word, Options: opts, Stderr: &out})
+		id, err := Build(t.Context(), Options{Builder: w.Builder, Conn: u.Conn, Context: word, Options: opts, Stderr: &out})
 		if err == nil {
 			t.Cleanup(func() {
 				_, _ = w.Engine.API.ImageRemove(context.Background(), id, image.RemoveOptions{Force: true, PruneChildren: true})
@@ -185,7 +185,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stop := errors.New("stop")
 	var last event.Envelope
-	_, err := Build(ctx, Options{Workspace: w, Conn: u.Conn, Context: "-", Stdin: r, Stderr: io.Discard, See: func(e event.Envelope) {
+	_, err := Build(ctx, Options{Builder: w.Builder, Conn: u.Conn, Context: "-", Stdin: r, Stderr: io.Discard, See: func(e event.Envelope) {
 		last = e
 		if _, ok := event.Decode[event.BuildStarted](e); ok {
 			cancel(stop)
@@ -280,7 +280,7 @@ func TestLargeContext(t *testing.T) {
 	sparse(t, filepath.Join(dir, "x.bin"), 1<<20)
 	w, u := up(t)
 	sent := int64(0)
-	id, err := Build(t.Context(), Options{Workspace: w, Conn: u.Conn, Context: dir, Stderr: io.Discard, See: func(e event.Envelope) {
+	id, err := Build(t.Context(), Options{Builder: w.Builder, Conn: u.Conn, Context: dir, Stderr: io.Discard, See: func(e event.Envelope) {
 		if f, ok := event.Decode[event.BuildFinished](e); ok {
 			for _, p := range f.Phases {
 				if p.Name == "context" {

@@ -81,7 +81,7 @@ func (b *buildFlags) from() string {
 // the place of IMAGE, and that ID.
 func (a *App) built(ctx context.Context, s *session, b *buildFlags, engagement string, args []string) (run []string, id string, err error) {
 	id, err = build.Build(ctx, build.Options{
-		Workspace: s.ws, Conn: s.conn, Context: b.from(), Options: b.options, Engagement: engagement,
+		Builder: s.at.Builder, Conn: s.conn, Context: b.from(), Options: b.options, Engagement: engagement,
 		Stdin: a.Stdin, Stderr: a.Stderr, See: a.print.Fact, Quiet: a.print.JSON,
 	})
 	if err != nil {
@@ -119,7 +119,7 @@ input. The engine's BuildKit builds where there is one, its classic builder else
 		}
 		defer s.close()
 		id, err := build.Build(ctx, build.Options{
-			Workspace: s.ws, Conn: s.conn, Context: l.Words[0], Options: b.options,
+			Builder: s.at.Builder, Conn: s.conn, Context: l.Words[0], Options: b.options,
 			Stdin: a.Stdin, Stderr: a.Stderr, See: a.print.Fact, Quiet: a.print.JSON,
 		})
 		if err != nil {

@@ -16,17 +16,12 @@ import (
 	"os"
 	"os/user"
 	"strings"
-	"time"
 
-	"berth.dev/bus"
-	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
-	"berth.dev/ctl/internal/engine"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/render"
 	"berth.dev/ctl/internal/usage"
-	"berth.dev/ctl/internal/workspace"
 )
 
 // App is one run of ctl.
@@ -137,56 +132,8 @@ func noWords(name string, l usage.Line) error {
 	return nil
 }
 
-// open opens the engine and the workspace on it, whether it is up or not.
-func (a *App) open(ctx context.Context) (*workspace.Workspace, error) {
-	e, err := engine.Open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	image := a.image
-	if image == "" {
-		image = os.Getenv("BERTH_IMAGE")
-	}
-	return workspace.New(e, a.workspace, a.Version, image)
-}
-
-// answerWithin is how long a connector that runs may take to answer.
-const answerWithin = 5 * time.Second
-
-// session is the bus of a workspace that is up, and what connector knew at first.
-type session struct {
-	ws    *workspace.Workspace
-	conn  *bus.Conn
-	state command.State
-}
-
-// join joins the workspace; one that is not up is a fault with a hint.
-func (a *App) join(ctx context.Context) (*session, error) {
-	ws, err := a.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := ws.Connect(ctx, answerWithin)
-	if err != nil {
-		ws.Engine.Close()
-		return nil, err
-	}
-	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
-	if err != nil {
-		conn.Close()
-		ws.Engine.Close()
-		return nil, err
-	}
-	return &session{ws, conn, state}, nil
-}
-
-func (s *session) close() {
-	s.conn.Close()
-	s.ws.Engine.Close()
-}
-
-// client is who we are, for people: user@host.
-func client() string {
+// whoami is who we are, for people: user@host.
+func whoami() string {
 	name := "somebody"
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		name = u.Username

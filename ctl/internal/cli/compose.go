@@ -108,8 +108,12 @@ func (a *App) composeUp(ctx context.Context, o compose.Options) error {
 	if _, err := choose(s.state.Connections, a.use); err != nil {
 		return err // once, and not for each
 	}
+	docker, err := s.docker(ctx)
+	if err != nil {
+		return err
+	}
 	all, err := compose.Load(ctx, o, func(ctx context.Context, name string) (bool, error) {
-		_, err := s.ws.Engine.API.NetworkInspect(ctx, name, network.InspectOptions{})
+		_, err := docker.NetworkInspect(ctx, name, network.InspectOptions{})
 		if errdefs.IsNotFound(err) {
 			return false, nil
 		}

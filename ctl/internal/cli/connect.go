@@ -88,12 +88,12 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 	if err != nil {
 		return err
 	}
-	ws, err := a.open(ctx)
+	at, err := a.containers(ctx)
 	if err != nil {
 		return err
 	}
-	defer ws.Engine.Close()
-	up, reach, err := a.prepare(ctx, ws, target, start)
+	defer at.Close()
+	up, reach, err := a.prepare(ctx, at, target, start)
 	if err != nil {
 		return err
 	}
@@ -103,9 +103,9 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 	if err != nil {
 		return err
 	}
-	rec, mine, err := a.openConnection(ctx, ws, up, req, start)
+	rec, mine, err := a.openConnection(ctx, at, up, req, start)
 	if err != nil {
-		a.tidy(ws, up.Conn)
+		a.tidy(at, up.Conn)
 		return err
 	}
 	volumes(start)
@@ -114,10 +114,10 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 	}
 	code, err := a.command(ctx, rec, l.After)
 	if mine {
-		if qerr := a.disconnect(ws, up.Conn, rec, "command ended"); err == nil {
+		if qerr := a.disconnect(at, up.Conn, rec, "command ended"); err == nil {
 			err = qerr
 		}
-		a.tidy(ws, up.Conn)
+		a.tidy(at, up.Conn)
 	}
 	if err == nil && code != 0 {
 		return exit(code)
@@ -127,23 +127,23 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 
 // prepare brings the workspace up and verifies the API server, at once. If
 // either fails, a workspace that nobody uses is gone again.
-func (a *App) prepare(ctx context.Context, ws *workspace.Workspace, target *kubeconfig.Target, start time.Time) (*workspace.Up, kubeconfig.Reach, error) {
+func (a *App) prepare(ctx context.Context, at place, target *kubeconfig.Target, start time.Time) (*workspace.Up, kubeconfig.Reach, error) {
 	var wg sync.WaitGroup
 	var up *workspace.Up
 	var reach kubeconfig.Reach
 	var werr, kerr error
 	wg.Go(func() {
-		if up, werr = ws.Ensure(ctx); werr == nil {
+		if up, werr = at.Ensure(ctx); werr == nil {
 			a.stage("workspace", start, "")
 		}
 	})
-	wg.Go(func() { reach, kerr = target.Locate(ctx, ws.Engine.API, ws.Engine.Local()) })
+	wg.Go(func() { reach, kerr = at.Locate(ctx, target) })
 	wg.Wait()
 	if werr == nil && kerr == nil {
 		return up, reach, nil
 	}
 	if up != nil {
-		a.tidy(ws, up.Conn)
+		a.tidy(at, up.Conn)
 		up.Conn.Close()
 	}
 	if kerr != nil && werr == nil {
@@ -172,7 +172,7 @@ func openRequest(f *connectFlags, t *kubeconfig.Target, reach kubeconfig.Reach) 
 	return command.OpenConnection{
 		ID: busclient.NewID("c"), Name: name, Context: t.Context, Namespace: t.Namespace,
 		ManagerNamespace: f.manager, Server: t.Server, Kubeconfig: cfg, Networks: reach.Networks,
-		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Expose: f.expose, Hostname: f.hostname, Client: client(),
+		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Expose: f.expose, Hostname: f.hostname, Client: whoami(),
 	}, nil
 }
 
@@ -198,14 +198,14 @@ func token(s string) string {
 // reports whether this call made it. One that fails, or is interrupted, has been
 // closed when it returns. A workspace that another ctl takes down just now is
 // brought up once more.
-func (a *App) openConnection(ctx context.Context, ws *workspace.Workspace, up *workspace.Up, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
+func (a *App) openConnection(ctx context.Context, at place, up *workspace.Up, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
 	for try := 0; ; try++ {
-		rec, mine, err = a.tryOpen(ctx, ws, up.Conn, req, start)
+		rec, mine, err = a.tryOpen(ctx, at, up.Conn, req, start)
 		if try > 0 || !errors.Is(err, errNotAsked) {
 			return rec, mine, err
 		}
 		up.Conn.Close()
-		again, err := ws.Ensure(ctx)
+		again, err := at.Ensure(ctx)
 		if err != nil {
 			return rec, false, err
 		}
@@ -216,7 +216,7 @@ func (a *App) openConnection(ctx context.Context, ws *workspace.Workspace, up *w
 // errNotAsked says that the connector was gone before it accepted anything.
 var errNotAsked = errors.New("the workspace went away")
 
-func (a *App) tryOpen(ctx context.Context, ws *workspace.Workspace, conn *bus.Conn, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
+func (a *App) tryOpen(ctx context.Context, at place, conn *bus.Conn, req command.OpenConnection, start time.Time) (rec command.Connection, mine bool, err error) {
 	tail, err := conn.TailFacts(ctx, time.Time{}, subject.FactsOf(subject.Connection, req.ID))
 	if err != nil {
 		return rec, false, errors.Join(errNotAsked, err)
@@ -270,7 +270,7 @@ func (a *App) tryOpen(ctx context.Context, ws *workspace.Workspace, conn *bus.Co
 			cause = interrupt.ErrInterrupted.Error()
 		}
 		// Terminal facts have been stated or will be; closing twice is harmless.
-		if derr := a.disconnect(ws, conn, rec, cause); derr != nil {
+		if derr := a.disconnect(at, conn, rec, cause); derr != nil {
 			a.print.Notice("ctl: %v", derr)
 		}
 	}

@@ -45,7 +45,11 @@ func (a *App) curl(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	parts, err := s.ws.Find(ctx)
+	ws, ok := s.at.(*workspace.Workspace)
+	if !ok {
+		return workspace.ErrDown()
+	}
+	parts, err := ws.Find(ctx)
 	if err != nil {
 		return err
 	}
@@ -53,7 +57,7 @@ func (a *App) curl(ctx context.Context, args []string) error {
 		return workspace.ErrDown()
 	}
 	code, err := handlerrun.Run(context.WithoutCancel(ctx), handlerrun.Options{
-		API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr,
+		API: ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr,
 		Args: append([]string{"--rm", "--interactive", "--log-driver", "none", "--pull", "never", parts.Connector.Image, "curl"}, args...),
 	}, handlerrun.Hooks{
 		Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {

@@ -24,6 +24,7 @@ import (
 	"berth.dev/ctl/internal/workspace"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 )
 
 func (a *App) dockerRunCommand() *usage.Command {
@@ -65,6 +66,10 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	docker, err := s.docker(ctx)
+	if err != nil {
+		return err
+	}
 	restore := saveTerminal(a.Stdin)
 	defer restore()
 	type outcome struct {
@@ -74,7 +79,7 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 	ended := make(chan outcome, 1)
 	go func() {
 		code, err := handlerrun.Run(ctx, handlerrun.Options{
-			API: s.ws.Engine.API, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr, Args: args,
+			API: docker, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr, Args: args,
 		}, handlerrun.Hooks{
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
 				r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "docker-run", Handler: spec.Handler})
@@ -83,7 +88,7 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 						a.print.Notice("published %s", publishedText(p))
 					}
 				}
-				return r.ContainerID, r.Warnings, a.withHolder(s, err)
+				return r.ContainerID, r.Warnings, a.withHolder(docker, err)
 			},
 		})
 		ended <- outcome{code, err}
@@ -141,7 +146,11 @@ func (a *App) connectionGone(s *session, rec command.Connection) {
 
 // dockerRuns names the containers of ctl docker-run in a connection's network.
 // An engine that does not answer is told of by what follows.
-func (a *App) dockerRuns(ctx context.Context, ws *workspace.Workspace, connection string) []string {
+func (a *App) dockerRuns(ctx context.Context, at place, connection string) []string {
+	ws, ok := at.(*workspace.Workspace)
+	if !ok {
+		return nil
+	}
 	l, err := ws.Leftovers(ctx, workspace.LabelComponent+"=docker-run", workspace.LabelConnection+"="+connection)
 	if err != nil {
 		return nil
@@ -160,9 +169,9 @@ var busyPort = regexp.MustCompile(`^ss -tulpn 'sport = :(\d+)'$`)
 
 // withHolder adds to such a fault who the process is, where the engine's machine
 // is this one and the process one's own: the engine does not know.
-func (a *App) withHolder(s *session, err error) error {
+func (a *App) withHolder(docker client.APIClient, err error) error {
 	f := new(fault.Error)
-	if !errors.As(err, &f) || !strings.HasPrefix(s.ws.Engine.API.DaemonHost(), "unix://") {
+	if !errors.As(err, &f) || docker == nil || !strings.HasPrefix(docker.DaemonHost(), "unix://") {
 		return err
 	}
 	m := busyPort.FindStringSubmatch(f.Hint)

@@ -85,7 +85,7 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 	var api *kubeconfig.API
 	x.check("Docker", nil, func() (string, error) {
 		var err error
-		if ws, err = a.open(ctx); err != nil {
+		if ws, err = a.containers(ctx); err != nil {
 			return "", err
 		}
 		v, err := ws.Engine.API.ServerVersion(ctx)

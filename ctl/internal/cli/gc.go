@@ -26,21 +26,21 @@ when leases expire.`,
 }
 
 func (a *App) gc(ctx context.Context) error {
-	ws, err := a.open(ctx)
+	at, err := a.containers(ctx)
 	if err != nil {
 		return err
 	}
-	defer ws.Engine.Close()
-	conn, state, err := a.ask(ctx, ws)
+	defer at.Close()
+	conn, state, err := a.ask(ctx, at)
 	if err != nil {
-		return a.quitByLabel(ctx, ws, err)
+		return a.quitByLabel(ctx, at, err)
 	}
 	defer conn.Close()
 	known := map[string]bool{"": true}
 	for _, c := range state.Connections {
 		known[c.ID] = true
 	}
-	gone, err := ws.Orphans(ctx, known)
+	gone, err := at.Orphans(ctx, known)
 	for _, n := range gone {
 		a.print.Result("removed %s", n)
 	}
@@ -48,7 +48,7 @@ func (a *App) gc(ctx context.Context) error {
 		a.print.Progress("nothing was left over")
 	}
 	if len(state.Connections) == 0 {
-		a.tidy(ws, conn)
+		a.tidy(at, conn)
 	}
 	return err
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 	"golang.org/x/term"
 )
 
@@ -50,6 +51,9 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 	case !f.inContainer():
 		h.hold(ctx, req, f)
 		return h.wait(ctx)
+	}
+	if h.docker, err = s.docker(ctx); err != nil {
+		return err
 	}
 	if f.build.watch {
 		return h.watch(ctx, req, f, args)
@@ -80,7 +84,8 @@ type handling struct {
 	app     *App
 	s       *session
 	eng     *engagement.Session
-	daemon  string // the daemon container
+	docker  client.APIClient // nil without a handler in a container
+	daemon  string           // the daemon container
 	message string
 	until   string // what is waited for before the traffic comes (--wait)
 	start   time.Time
@@ -122,7 +127,7 @@ func (h *handling) container(ctx context.Context, args []string, create createFu
 	go func() {
 		defer close(r.done)
 		r.code, r.err = handlerrun.Run(ctx, handlerrun.Options{
-			API: h.s.ws.Engine.API, Stdin: h.app.Stdin, Stdout: stdout, Stderr: h.app.Stderr, Args: args, Handler: true,
+			API: h.docker, Stdin: h.app.Stdin, Stdout: stdout, Stderr: h.app.Stderr, Args: args, Handler: true,
 		}, handlerrun.Hooks{
 			Create: create,
 			Start:  func(ctx context.Context, _ string) error { return h.run(ctx) },
@@ -189,7 +194,7 @@ func doing(kind string) string {
 
 func (h *handling) open(ctx context.Context, req command.OpenEngagement) error {
 	h.app.print.Progress("%s %s (engagement %s)", doing(req.Kind), req.Workload, h.eng.ID())
-	return h.app.withHolder(h.s, h.eng.Open(ctx, req))
+	return h.app.withHolder(h.docker, h.eng.Open(ctx, req))
 }
 
 // run stands in for the engine's start.
@@ -310,7 +315,7 @@ func (h *handling) stop() {
 	}
 	h.app.print.Notice("ctl: the engagement has ended; stopping its handler")
 	seconds := 5
-	err := h.s.ws.Engine.API.ContainerStop(h.app.sig.Second, id, container.StopOptions{Timeout: &seconds})
+	err := h.docker.ContainerStop(h.app.sig.Second, id, container.StopOptions{Timeout: &seconds})
 	if err != nil && !errdefs.IsNotFound(err) {
 		h.app.print.Notice("ctl: stop the handler: %v", err)
 	}

@@ -79,19 +79,19 @@ func (a *App) install(ctx context.Context, f *installFlags, spec command.Spec[co
 	if err != nil {
 		return err
 	}
-	ws, err := a.open(ctx)
+	at, err := a.containers(ctx)
 	if err != nil {
 		return err
 	}
-	defer ws.Engine.Close()
-	up, reach, err := a.prepare(ctx, ws, target, start)
+	defer at.Close()
+	up, reach, err := a.prepare(ctx, at, target, start)
 	if err != nil {
 		return err
 	}
 	defer up.Conn.Close()
 	// What this call brought up for itself goes again, unless it is in use by then.
 	if up.Created {
-		defer a.tidy(ws, up.Conn)
+		defer a.tidy(at, up.Conn)
 	}
 	cfg, err := target.JSON()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/localrun"
+	"berth.dev/ctl/internal/workspace"
 	"berth.dev/lease"
 )
 
@@ -87,8 +88,12 @@ func localEnv(remote [][]byte) []string {
 // hostAddress is this machine's as the daemon container sees it: the gateway of
 // its network, where the Docker Engine runs on this machine itself.
 func (h *handling) hostAddress(ctx context.Context) (string, error) {
-	api := h.s.ws.Engine.API
+	ws, ok := h.s.at.(*workspace.Workspace)
+	if !ok {
+		return "127.0.0.1", nil
+	}
 	ask := fault.New(fault.InvalidArgument, "--address IP", "the Docker Engine does not run on this machine itself: the command's address, as a container sees it, has to be given")
+	api := ws.Engine.API
 	if runtime.GOOS != "linux" || !strings.HasPrefix(api.DaemonHost(), "unix://") {
 		return "", ask
 	}
@@ -100,7 +105,7 @@ func (h *handling) hostAddress(ctx context.Context) (string, error) {
 		return "", fault.New(fault.Unavailable, "ctl status", "look at the daemon container %s: %v", h.daemon, err)
 	}
 	for name, n := range in.NetworkSettings.Networks {
-		if _, err := netip.ParseAddr(n.Gateway); err == nil && name == h.s.ws.Network() {
+		if _, err := netip.ParseAddr(n.Gateway); err == nil && name == ws.Network() {
 			return n.Gateway, nil
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"berth.dev/ctl/internal/busclient"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/usage"
-	"berth.dev/ctl/internal/workspace"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -49,14 +48,14 @@ cluster restores itself when the leases expire.`,
 }
 
 func (a *App) quit(ctx context.Context, all bool) error {
-	ws, err := a.open(ctx)
+	at, err := a.containers(ctx)
 	if err != nil {
 		return err
 	}
-	defer ws.Engine.Close()
-	conn, state, err := a.ask(ctx, ws)
+	defer at.Close()
+	conn, state, err := a.ask(ctx, at)
 	if err != nil {
-		return a.quitByLabel(ctx, ws, err)
+		return a.quitByLabel(ctx, at, err)
 	}
 	defer conn.Close()
 	closing := state.Connections
@@ -70,7 +69,7 @@ func (a *App) quit(ctx context.Context, all bool) error {
 	group := new(errgroup.Group)
 	for _, rec := range closing {
 		group.Go(func() error {
-			if err := a.disconnect(ws, conn, rec, "quit"); err != nil {
+			if err := a.disconnect(at, conn, rec, "quit"); err != nil {
 				return err
 			}
 			a.print.Result("disconnected %s", rec.Name)
@@ -82,9 +81,9 @@ func (a *App) quit(ctx context.Context, all bool) error {
 		return err
 	}
 	if all {
-		return errors.Join(err, ws.Teardown(a.sig.Second))
+		return errors.Join(err, at.Teardown(a.sig.Second))
 	}
-	a.tidy(ws, conn)
+	a.tidy(at, conn)
 	if len(closing) == 0 {
 		a.print.Progress("nothing was connected")
 	}
@@ -92,8 +91,8 @@ func (a *App) quit(ctx context.Context, all bool) error {
 }
 
 // ask connects to the workspace and asks what it knows, within a bounded time.
-func (a *App) ask(ctx context.Context, ws *workspace.Workspace) (*bus.Conn, command.State, error) {
-	conn, err := ws.Connect(ctx, answerWithin)
+func (a *App) ask(ctx context.Context, at place) (*bus.Conn, command.State, error) {
+	conn, err := at.Connect(ctx, answerWithin)
 	if err != nil {
 		return nil, command.State{}, err
 	}
@@ -108,23 +107,23 @@ func (a *App) ask(ctx context.Context, ws *workspace.Workspace) (*bus.Conn, comm
 }
 
 // quitByLabel removes a workspace with which there is no talking; why says so.
-func (a *App) quitByLabel(ctx context.Context, ws *workspace.Workspace, why error) error {
+func (a *App) quitByLabel(ctx context.Context, at place, why error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	left, err := ws.Leftovers(ctx)
+	left, err := at.Names(ctx)
 	if err != nil {
 		return err
 	}
-	if left.Empty() {
+	if len(left) == 0 {
 		a.print.Progress("nothing is connected")
-		return ws.Teardown(a.sig.Second) // a volume plugin has no label to be found by
+		return at.Teardown(a.sig.Second) // a volume plugin has no label to be found by
 	}
 	a.print.Notice("ctl: %s; removing what is left by its labels: workloads that were engaged are restored when their leases expire", fault.From(why).Message)
-	if err := ws.Teardown(a.sig.Second); err != nil {
+	if err := at.Teardown(a.sig.Second); err != nil {
 		return err
 	}
-	for _, n := range left.Names() {
+	for _, n := range left {
 		a.print.Result("removed %s", n)
 	}
 	return nil
@@ -134,10 +133,10 @@ func (a *App) quitByLabel(ctx context.Context, ws *workspace.Workspace, why erro
 // after the first Ctrl-C, which is what may have called for it, and gives up at
 // the second. If the connection does not end, what is left of it on the engine
 // is removed by label.
-func (a *App) disconnect(ws *workspace.Workspace, conn *bus.Conn, rec command.Connection, cause string) error {
+func (a *App) disconnect(at place, conn *bus.Conn, rec command.Connection, cause string) error {
 	ctx, cancel := context.WithTimeoutCause(a.sig.Second, endWithin, fmt.Errorf("not ended within %v", endWithin))
 	defer cancel()
-	guests := a.dockerRuns(ctx, ws, rec.ID)
+	guests := a.dockerRuns(ctx, at, rec.ID)
 	err := a.closeConnection(ctx, conn, rec, cause)
 	if len(guests) > 0 && !interrupt.Is(a.sig.Second) {
 		a.print.Notice("ctl: the network of %s is gone, and with it what ran in it by ctl docker-run; to be run again after ctl connect: %s", rec.Name, strings.Join(guests, ", "))
@@ -148,7 +147,7 @@ func (a *App) disconnect(ws *workspace.Workspace, conn *bus.Conn, rec command.Co
 	if interrupt.Is(a.sig.Second) {
 		return fault.New(fault.Unavailable, "ctl quit --all", "no longer waiting for the end of %s: workloads that it engaged are restored when their leases expire, within 20 s", rec.Name)
 	}
-	if terr := ws.TeardownConnection(a.sig.Second, rec.ID); terr != nil {
+	if terr := at.TeardownConnection(a.sig.Second, rec.ID); terr != nil {
 		return errors.Join(err, terr)
 	}
 	a.print.Notice("ctl: the connection %s did not end by itself (%v); it was removed by its labels", rec.Name, err)
@@ -174,14 +173,14 @@ func (a *App) closeConnection(ctx context.Context, conn *bus.Conn, rec command.C
 }
 
 // tidy takes the workspace down if nobody uses it.
-func (a *App) tidy(ws *workspace.Workspace, conn *bus.Conn) {
+func (a *App) tidy(at place, conn *bus.Conn) {
 	ctx, cancel := context.WithTimeout(a.sig.Second, answerWithin)
 	defer cancel()
 	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
 	if err == nil && len(state.Connections)+len(state.Engagements) > 0 {
 		return
 	}
-	if err := ws.Teardown(a.sig.Second); err != nil {
+	if err := at.Teardown(a.sig.Second); err != nil {
 		a.print.Notice("ctl: %v", err)
 	}
 }

@@ -44,13 +44,13 @@ func (a *App) statusCommand() *usage.Command {
 }
 
 func (a *App) status(ctx context.Context) error {
-	ws, err := a.open(ctx)
+	at, err := a.containers(ctx)
 	if err != nil {
 		return err
 	}
-	defer ws.Engine.Close()
+	defer at.Close()
 	st := status{Workspace: "up", Connections: []command.Connection{}, Engagements: []command.Engagement{}}
-	conn, state, err := a.ask(ctx, ws)
+	conn, state, err := a.ask(ctx, at)
 	switch {
 	case err == nil:
 		defer conn.Close()
@@ -73,12 +73,12 @@ func (a *App) status(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	default:
-		left, lerr := ws.Leftovers(ctx)
+		left, lerr := at.Names(ctx)
 		if lerr != nil {
 			return errors.Join(err, lerr)
 		}
 		st.Workspace = "down"
-		if !left.Empty() {
+		if len(left) > 0 {
 			st.Workspace, st.Problem = "broken", fault.From(err)
 		}
 	}

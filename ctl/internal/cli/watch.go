@@ -187,7 +187,7 @@ func (w *watching) switchTo(ctx context.Context, args []string) (bool, error) {
 
 // images are the IDs of those on the engine.
 func (w *watching) images(ctx context.Context) (map[string]bool, error) {
-	list, err := w.s.ws.Engine.API.ImageList(ctx, image.ListOptions{All: true})
+	list, err := w.docker.ImageList(ctx, image.ListOptions{All: true})
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "ctl doctor", "list images: %v", err)
 	}
@@ -207,7 +207,7 @@ func (w *watching) prune(id string) {
 	}
 	ctx, cancel := context.WithTimeout(w.app.sig.Second, answerWithin)
 	defer cancel()
-	api := w.s.ws.Engine.API
+	api := w.docker
 	w.stale = slices.DeleteFunc(w.stale, func(id string) bool {
 		if id == w.image {
 			return true // built again meanwhile

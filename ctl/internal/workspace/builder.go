@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"berth.dev/bus"
@@ -13,13 +14,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// EnsureBuilder makes sure that builder runs, and returns the ID of its
+// Builder is a stream to builder, which is started if it does not run. conn is
+// the bus of this workspace, which must be up.
+func (w *Workspace) Builder(ctx context.Context, conn *bus.Conn) (io.ReadWriteCloser, error) {
+	id, err := w.ensureBuilder(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	p, err := openPipe(ctx, w.Engine.API, id)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// ensureBuilder makes sure that builder runs, and returns the ID of its
 // container. It is started by the first build rather than with the workspace:
 // most connections never build, and a first build hides the start behind its
-// own preparation. conn is the bus of this workspace, which must be up.
+// own preparation.
 //
 // Two ctl may call it at once: the container's name is the lock.
-func (w *Workspace) EnsureBuilder(ctx context.Context, conn *bus.Conn) (string, error) {
+func (w *Workspace) ensureBuilder(ctx context.Context, conn *bus.Conn) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready within %v", readyTimeout))
 	defer cancel()
 	for {

@@ -23,6 +23,7 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
 	"berth.dev/ctl/internal/engine"
+	"berth.dev/ctl/internal/kubeconfig"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
@@ -160,3 +161,20 @@ func (w *Workspace) Connect(ctx context.Context, limit time.Duration) (*bus.Conn
 
 // String is the workspace for people.
 func (w *Workspace) String() string { return fmt.Sprintf("workspace %s", w.Name) }
+
+// Names are those of all that carries the workspace's label.
+func (w *Workspace) Names(ctx context.Context) ([]string, error) {
+	l, err := w.Leftovers(ctx)
+	return l.Names(), err
+}
+
+// Locate makes the target's API server one that containers reach.
+func (w *Workspace) Locate(ctx context.Context, t *kubeconfig.Target) (kubeconfig.Reach, error) {
+	return t.Locate(ctx, w.Engine.API, w.Engine.Local())
+}
+
+// Docker is the engine.
+func (w *Workspace) Docker(context.Context) (*engine.Engine, error) { return w.Engine, nil }
+
+// Close closes what was opened for the engine.
+func (w *Workspace) Close() { w.Engine.Close() }
