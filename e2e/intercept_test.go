@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -13,6 +12,7 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/e2e/rig"
 
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -177,8 +177,9 @@ func TestIntercept(t *testing.T) {
 	})
 }
 
-// A rollout and a scaling under an intercept: nothing is lost, nothing comes to
-// the app, and a fact tells that the pods have changed.
+// A rollout, a scaling and an eviction under an intercept, with a thousand
+// requests and more in each: nothing is lost, nothing comes to the app, and a
+// fact tells that the pods have changed. What ends it restarts nothing.
 func TestInterceptRollout(t *testing.T) {
 	ctl := rig.NewCtl(t, cluster)
 	answers(t, time.Minute, "frontend v1")
@@ -190,20 +191,24 @@ func TestInterceptRollout(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	settled := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if err := cluster.Settle(ctx, "default", "frontend-v1"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(func() {
 		patch(context.Background(), `{"spec":{"replicas":1,"template":{"metadata":{"annotations":{"restarted":null}}}}}`)
 	})
 	p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
 	answers(t, time.Minute, "frontend v2")
-	stop := ask(t)
-	patch(t.Context(), `{"spec":{"replicas":4,"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`)
-	rig.Eventually(t, 2*time.Minute, "four pods of the new template are Ready", func(ctx context.Context) (bool, string) {
-		d, err := deployments.Get(ctx, "frontend-v1", metav1.GetOptions{})
-		if err != nil {
-			return false, err.Error()
-		}
-		s := d.Status
-		return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == 4 && s.ReadyReplicas == 4 && s.Replicas == 4, fmt.Sprintf("%+v", s)
+
+	thousand(t, "one replica", "frontend v2", func() {})
+	thousand(t, "scaled up and rolled out", "frontend v2", func() {
+		patch(t.Context(), `{"spec":{"replicas":4,"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`)
+		settled()
 	})
 	rig.Eventually(t, time.Minute, "the engagement goes by all four", func(context.Context) (bool, string) {
 		r := ctl.Run(t, "events", "--since", "10m", "--no-follow", "--output", "json")
@@ -214,14 +219,46 @@ func TestInterceptRollout(t *testing.T) {
 		}
 		return false, r.String()
 	})
-	counts := stop()
-	t.Logf("requests: %v", counts)
-	if len(counts) != 1 || counts["frontend v2\n"] < 20 {
-		t.Errorf("not everything was answered by the handler: %v", counts)
-	}
+	thousand(t, "one of four evicted", "frontend v2", func() {
+		l, err := cluster.Kube.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=frontend-v1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		evicted := l.Items[0].Name
+		if err := cluster.Kube.PolicyV1().Evictions("default").Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: evicted, Namespace: "default"}}); err != nil {
+			t.Fatal(err)
+		}
+		rig.Eventually(t, time.Minute, evicted+" is gone", func(context.Context) (bool, string) {
+			now := podNames(t)
+			return !strings.Contains(now, evicted), now
+		})
+		settled()
+	})
+	check := untouched(t)
 	ctl.Must(t, "leave", "frontend-v1")
 	p.Wait(t, time.Minute)
 	answers(t, 5*time.Second, "frontend v1")
+	thousand(t, "left", "frontend v1", func() {})
+	check()
+}
+
+// thousand asks for the frontend from inside the cluster while something
+// happens, a thousand times at least, and checks who answered.
+func thousand(t *testing.T, while, want string, happens func()) {
+	t.Helper()
+	stop, all := make(chan struct{}), make(chan string)
+	go func() { all <- requests(t.Context(), t, stop, 1000) }()
+	happens()
+	close(stop)
+	counts := map[string]int{}
+	for line := range strings.Lines(<-all) {
+		_, answer, _ := strings.Cut(strings.TrimSpace(line), " ")
+		counts[answer]++
+	}
+	t.Logf("%s: %v", while, counts)
+	if len(counts) != 1 || counts[want] < 1000 {
+		t.Errorf("%s: want at least 1000 answers of %q and no others: %v", while, want, counts)
+	}
 }
 
 // What dies in the cluster comes back, and in between the app answers: never

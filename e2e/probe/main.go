@@ -3,6 +3,7 @@
 // exit code is 0 when it saw what was asked for.
 //
 //	probe serve [ADDR]              HTTP: first line "probe", then the environment's names
+//	probe says TEXT PORT|ADDR:PORT… TEXT answers every HTTP request and every datagram
 //	probe exit CODE                 ends with that code
 //	probe file FILE                 HTTP: the file as it was at the start; one that says "exit" ends it
 //	probe load URL DURATION         asks again and again, five at once, and prints "UNIXNANO answer" of each
@@ -75,6 +76,8 @@ func run(args []string) error {
 	switch args[0] {
 	case "serve":
 		return serve(arg(1))
+	case "says":
+		return says(arg(1), args[2:])
 	case "exit":
 		n, err := strconv.Atoi(arg(1))
 		if err != nil {
@@ -157,6 +160,33 @@ func serve(addr string) error {
 	})
 	fmt.Println("serving on", addr)
 	return http.ListenAndServe(addr, nil)
+}
+
+// says answers with the text, by HTTP and by UDP, at all addresses.
+func says(text string, addrs []string) error {
+	if len(addrs) == 0 {
+		return errors.New("says: no port")
+	}
+	failed := make(chan error)
+	for _, a := range addrs {
+		if !strings.Contains(a, ":") {
+			a = ":" + a
+		}
+		pc, err := net.ListenPacket("udp", a)
+		if err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- echoUDP(pc, func([]byte) []byte { return []byte(text) }) }()
+		go func() {
+			failed <- http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, text) }))
+		}()
+	}
+	fmt.Println(text, "on", strings.Join(addrs, " "))
+	return <-failed
 }
 
 // file heeds SIGTERM as servers do.
