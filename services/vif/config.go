@@ -18,6 +18,9 @@ import (
 type config struct {
 	connection string
 	busConfig  string
+	standby    string // runner's socket, for a process of this machine
+	standbyFD  int    // the same, dialled
+	restore    bool
 	resolvConf string
 	iface      string
 	mtu        int
@@ -29,6 +32,9 @@ func parse(args []string) (config, error) {
 	var c config
 	fs := flag.NewFlagSet("vif", flag.ContinueOnError)
 	fs.StringVar(&c.connection, "connection", "", "id of the connection")
+	fs.StringVar(&c.standby, "standby", "", "be a process of this machine, in the background: stand by at runner's `SOCKET` for a connection")
+	fs.IntVar(&c.standbyFD, "standby-fd", 0, "the same in the foreground, where the socket is open already; for -standby")
+	fs.BoolVar(&c.restore, "restore", false, "put this machine's resolver configuration back, if a vif that was killed has left it, and end")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
 	fs.StringVar(&c.resolvConf, "resolv-conf", resolvconf.Path, "file in which resolvers find their servers")
 	fs.StringVar(&c.iface, "interface", "berth0", "name of the VIF")
@@ -40,11 +46,14 @@ func parse(args []string) (config, error) {
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
 	}
-	if !subject.Valid(c.connection) {
-		return c, fmt.Errorf("parse flags: -connection %q is not an id", c.connection)
-	}
 	if c.mtu < 1280 || c.mtu > 65520 { // RFC 8200, 5: IPv6's least
 		return c, fmt.Errorf("parse flags: -mtu %d is not between 1280 and 65520", c.mtu)
+	}
+	if c.onHost() || c.restore {
+		return c, nil // the rest comes with the order
+	}
+	if !subject.Valid(c.connection) {
+		return c, fmt.Errorf("parse flags: -connection %q is not an id", c.connection)
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {
@@ -56,3 +65,6 @@ func parse(args []string) (config, error) {
 	}
 	return c, nil
 }
+
+// onHost: vif is a process of this machine.
+func (c config) onHost() bool { return c.standby != "" || c.standbyFD != 0 }

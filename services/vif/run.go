@@ -17,23 +17,38 @@ import (
 // defaultMTU is the largest that IPv4 leaves room for: see README.md.
 const defaultMTU = 65520
 
-// run serves the connection until ctx ends or the bus is lost.
 func run(ctx context.Context, args []string) error {
 	c, err := parse(args)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case c.restore:
+		return restore(c)
+	case c.standby != "":
+		return detach(c)
+	case c.onHost():
+		return serveHost(ctx, c)
 	}
+	return serve(ctx, c)
+}
+
+// serve serves the connection until ctx ends or the bus is lost.
+func serve(ctx context.Context, c config) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.logLevel})).
 		With("service", "vif", "connection", c.connection)
 	// Before resolv.conf is rewritten, and whatever a vif before us left in it.
-	resolv, err := resolvconf.Open(c.resolvConf)
+	file, err := resolvconf.Open(c.resolvConf)
 	if err != nil {
 		return err
 	}
-	if err := resolv.Recover(); err != nil {
+	if err := file.Recover(); err != nil {
 		return err
 	}
-	names := resolvconf.NewDialer(resolv.Original())
+	var resolver connection.Resolver = resolvconf.Container{File: file}
+	if c.onHost() {
+		resolver = resolvconf.NewHost(file, log)
+	}
+	names := resolvconf.NewDialer(resolver.Original())
 	// For those libraries that take no dialer (SPDY).
 	net.DefaultResolver = names.Resolver()
 	id, err := tunnel.NewIdentity()
@@ -48,7 +63,7 @@ func run(ctx context.Context, args []string) error {
 	log.Info("started", "version", version, "pin", id.Pin())
 	return connection.New(connection.Config{
 		ID: c.connection, Version: version, Identity: id, Bus: conn,
-		Dialer:     tunnelclient.New(id, names, version, log),
-		ResolvConf: resolv, Interface: c.iface, MTU: c.mtu, Logger: log,
+		Dialer:   tunnelclient.New(id, names, version, log),
+		Resolver: resolver, OnHost: c.onHost(), Interface: c.iface, MTU: c.mtu, Logger: log,
 	}).Run(ctx)
 }

@@ -46,18 +46,39 @@ type Dialer interface {
 	Addresses(ctx context.Context, t tunnelclient.Target) ([]netip.Addr, error)
 }
 
+// Resolver is how the programs of the network come to ask the VIF's DNS server.
+type Resolver interface {
+	// Original is whom they asked before, and whom vif itself asks.
+	Original() resolvconf.Config
+	// Sockets are where the server is to listen beside its address at the VIF;
+	// they are the caller's to close.
+	Sockets() ([]net.PacketConn, []net.Listener)
+	// Point makes programs ask server, which is that at the VIF, and search the
+	// domains. It returns all that are searched.
+	Point(server netip.Addr, search []string) ([]string, error)
+	// Restore undoes Point. Repeating it is harmless.
+	Restore() error
+}
+
 // Config is what a Connection is made of.
 type Config struct {
-	ID         string // of the connection
-	Version    string
-	Identity   *tunnel.Identity // the key with which Dialer proves itself
-	Bus        *bus.Conn
-	Dialer     Dialer
-	ResolvConf *resolvconf.File
-	Interface  string // name of the TUN
-	MTU        int
-	Logger     *slog.Logger
+	ID        string // of the connection
+	Version   string
+	Identity  *tunnel.Identity // the key with which Dialer proves itself
+	Bus       *bus.Conn
+	Dialer    Dialer
+	Resolver  Resolver
+	Interface string // name of the TUN
+	MTU       int
+	// OnHost: the network is that of a machine, whose own routes come first, and
+	// whose programs know short names by the search domain ShortNames.
+	OnHost bool
+	Logger *slog.Logger
 }
+
+// ShortNames is the search domain by which programs of a machine find services of
+// the connected namespace by their bare names.
+const ShortNames = "tel2-search"
 
 // Connection is one connection's process. See Run.
 type Connection struct {

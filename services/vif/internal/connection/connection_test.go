@@ -148,7 +148,7 @@ func runConnection(m *manager, resolv string) bustest.Run {
 			return err
 		}
 		return New(Config{
-			ID: id, Version: "0.1.0", Identity: key, Bus: conn, Dialer: m, ResolvConf: f,
+			ID: id, Version: "0.1.0", Identity: key, Bus: conn, Dialer: m, Resolver: resolvconf.Container{File: f},
 			Interface: iface, MTU: 65520, Logger: slog.New(slog.DiscardHandler),
 		}).Run(ctx)
 	}

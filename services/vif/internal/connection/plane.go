@@ -16,7 +16,6 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/services/vif/internal/dns"
 	"berth.dev/services/vif/internal/netstack"
-	"berth.dev/services/vif/internal/resolvconf"
 	"berth.dev/services/vif/internal/route"
 	"berth.dev/services/vif/internal/tun"
 	"berth.dev/tunnel"
@@ -41,7 +40,7 @@ type plane struct {
 	stack  Terminator
 	dns    *dns.Server
 	table  *route.Table
-	resolv *resolvconf.File
+	resolv Resolver
 	server []netip.Addr // of the DNS server, IPv4 first
 
 	cancel context.CancelFunc
@@ -50,8 +49,9 @@ type plane struct {
 	err    error
 	once   sync.Once
 
-	rewritten bool
-	lowered   sync.Once
+	short   string // the search domain of short names
+	pointed bool
+	lowered sync.Once
 
 	mu       sync.Mutex
 	welcome  *tunnel.Welcome
@@ -74,14 +74,20 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 		return nil, err
 	}
 	p := &plane{
-		log: c.log, resolv: c.cfg.ResolvConf, networks: networks, broken: make(chan struct{}),
-		needed: append(api, c.cfg.ResolvConf.Original().Servers...),
+		log: c.log, resolv: c.cfg.Resolver, networks: networks, broken: make(chan struct{}),
+		needed: append(api, c.cfg.Resolver.Original().Servers...),
 	}
 	if a, err := netip.ParseAddrPort(c.cfg.Bus.NC.ConnectedAddr()); err == nil {
 		p.needed = append(p.needed, a.Addr().Unmap())
 	}
 	if err := check(w, networks, o); err != nil {
 		return nil, err
+	}
+	if c.cfg.OnHost {
+		p.short = ShortNames
+		if err := c.checkRoutes(w, networks, o); err != nil {
+			return nil, err
+		}
 	}
 	if p.dev, err = tun.Create(c.cfg.Interface, c.cfg.MTU); err != nil {
 		return nil, explainTUN(err)
@@ -90,7 +96,7 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 		p.lower()
 		return nil, err
 	}
-	p.dns = dns.New(&c.link, c.cfg.ResolvConf.Original().Servers, c.log)
+	p.dns = dns.New(&c.link, func() []netip.Addr { return c.cfg.Resolver.Original().Servers }, c.log)
 	c.interfaceReady(ctx, p)
 	return p, nil
 }
@@ -114,6 +120,21 @@ func check(w *tunnel.Welcome, networks []route.Network, o *order) error {
 			"%v: give the Docker network another subnet, or do without the cluster's part of it", conflict)
 	}
 	return err
+}
+
+// checkRoutes refuses to take addresses from what this machine has a route for:
+// a VPN's, say. Who means it says so, by also-proxy.
+func (c *Connection) checkRoutes(w *tunnel.Welcome, networks []route.Network, o *order) error {
+	existing, err := route.Existing(c.cfg.Interface, networks)
+	if err != nil {
+		return err
+	}
+	var conflict *route.RouteConflictError
+	if err := route.CheckRoutes(w.Subnets, existing, slices.Concat(o.never, o.also)); errors.As(err, &conflict) {
+		return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Subnet.String(),
+			"%v, perhaps a VPN's: do without the cluster's addresses there (--never-proxy), or without the others (--also-proxy %s), or connect with --docker, where nothing of this machine's is in the way", conflict, conflict.Subnet)
+	}
+	return nil
 }
 
 // start brings the device up with its addresses, routes and terminator.
@@ -204,7 +225,7 @@ func (p *plane) zones(o *order) dns.Zones {
 	if domain == "" {
 		domain = "cluster.local"
 	}
-	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Search: p.resolv.Original().Search}
+	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Search: p.resolv.Original().Search, Short: p.short}
 }
 
 func (c *Connection) interfaceReady(ctx context.Context, p *plane) {
@@ -227,19 +248,9 @@ func (p *plane) startDNS(ctx context.Context, c *Connection) error {
 	p.mu.Lock()
 	p.dns.SetCluster(p.zones(c.current()), p.welcome.DNS)
 	p.mu.Unlock()
-	var packets []net.PacketConn
-	var listeners []net.Listener
-	for _, a := range p.server {
-		pc, err := p.stack.ListenUDP(netip.AddrPortFrom(a, 53))
-		if err != nil {
-			return err
-		}
-		packets = append(packets, pc)
-		l, err := p.stack.ListenTCP(netip.AddrPortFrom(a, 53))
-		if err != nil {
-			return err
-		}
-		listeners = append(listeners, l)
+	packets, listeners, err := p.listen()
+	if err != nil {
+		return err
 	}
 	dctx, stop := context.WithCancel(context.Background())
 	lower := p.cancel
@@ -258,23 +269,41 @@ func (p *plane) startDNS(ctx context.Context, c *Connection) error {
 	if err := p.dns.Probe(pctx, netip.AddrPortFrom(p.server[0], 53)); err != nil {
 		return fault.New(fault.Unavailable, "ctl doctor", "%v", err)
 	}
-	resolv, err := p.resolv.Rewrite(p.server[0], p.dns.Search())
+	search, err := p.resolv.Point(p.server[0], p.dns.Search())
 	if err != nil {
-		return fmt.Errorf("point the container at the VIF's DNS: %w", err)
+		return fmt.Errorf("point resolvers at the VIF's DNS: %w", err)
 	}
-	p.rewritten = true
-	c.log.Info("DNS ready", "server", p.server[0], "search", resolv.Search)
-	c.state(ctx, event.DNSReady{Server: p.server[0].String(), Search: resolv.Search})
+	p.pointed = true
+	c.log.Info("DNS ready", "server", p.server[0], "search", search)
+	c.state(ctx, event.DNSReady{Server: p.server[0].String(), Search: search})
 	return nil
+}
+
+// listen opens where the DNS server is to be asked.
+func (p *plane) listen() (packets []net.PacketConn, listeners []net.Listener, err error) {
+	for _, a := range p.server {
+		pc, err := p.stack.ListenUDP(netip.AddrPortFrom(a, 53))
+		if err != nil {
+			return nil, nil, err
+		}
+		packets = append(packets, pc)
+		l, err := p.stack.ListenTCP(netip.AddrPortFrom(a, 53))
+		if err != nil {
+			return nil, nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	morePackets, moreListeners := p.resolv.Sockets() // last: the others go with the stack
+	return append(packets, morePackets...), append(listeners, moreListeners...), nil
 }
 
 // lower undoes everything, in reverse order. Repeating it is harmless.
 func (p *plane) lower() { p.lowered.Do(p.undo) }
 
 func (p *plane) undo() {
-	if p.rewritten {
+	if p.pointed {
 		if err := p.resolv.Restore(); err != nil {
-			p.log.Error("resolv.conf not restored", "err", err)
+			p.log.Error("the resolver's configuration is not restored", "err", err)
 		}
 	}
 	if p.cancel != nil {

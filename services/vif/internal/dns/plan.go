@@ -12,11 +12,18 @@ type Zones struct {
 	Domain    string         // of the cluster: cluster.local
 	Namespace string         // connected
 	Subnets   []netip.Prefix // whose addresses the cluster names (PTR)
-	Search    []string       // the container's original search list
+	Search    []string       // the original search list
+	// Short, on a machine, is the one domain in whose search list short names are
+	// the cluster's: x.tel2-search is x in the connected namespace. Empty, in a
+	// daemon container: the search list is a pod's.
+	Short string
 }
 
-// Search is the search list that makes short names work as in a pod of the namespace.
+// search is the search list that makes short names work as in a pod of the namespace.
 func (z Zones) search() []string {
+	if z.Short != "" {
+		return []string{z.Short}
+	}
 	return []string{z.Namespace + ".svc." + z.Domain, "svc." + z.Domain, z.Domain}
 }
 
@@ -40,11 +47,15 @@ type Plan struct {
 //	x.shop, x                  the cluster (as x.shop.svc…, x.<namespace>.svc…), then upstream
 //	10.0.96.10.in-addr.arpa    the cluster if the address is routed there
 //	www.example.com            upstream
+//	x.tel2-search, x.shop.tel2-search       the cluster, as x and x.shop; nobody else knows that domain
 //	x.shop.svc.cluster.local.corp.example   nobody: a resolver walks the search list
 func (z Zones) Plan(name string) Plan {
 	n := strings.TrimSuffix(name, ".")
 	if n == "localhost" || strings.HasSuffix(n, ".localhost") {
 		return Plan{Loopback: true}
+	}
+	if z.Short != "" && below(n, z.Short) {
+		return z.short(strings.TrimSuffix(strings.TrimSuffix(n, z.Short), "."))
 	}
 	if z.inCluster(n) {
 		return Plan{Cluster: n + "."}
@@ -74,6 +85,21 @@ func (z Zones) Plan(name string) Plan {
 		return Plan{Cluster: n + ".svc." + z.Domain + ".", Upstream: true}
 	}
 	return Plan{Upstream: true}
+}
+
+// short is the plan of a name that was found by the search domain.
+func (z Zones) short(n string) Plan {
+	switch {
+	case n == "":
+		return Plan{None: true}
+	case labels(n) == 1:
+		return Plan{Cluster: n + "." + z.Namespace + ".svc." + z.Domain + "."}
+	case labels(n) == 2:
+		return Plan{Cluster: n + ".svc." + z.Domain + "."}
+	case below(n, "svc"):
+		return Plan{Cluster: n + "." + z.Domain + "."}
+	}
+	return Plan{None: true}
 }
 
 func (z Zones) inCluster(n string) bool { return below(n, z.Domain) }

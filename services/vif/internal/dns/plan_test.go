@@ -2,12 +2,38 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 )
 
 var testZones = Zones{
 	Domain: "cluster.local", Namespace: "shop", Search: []string{"corp.example", "lan"},
 	Subnets: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/64")},
+}
+
+// On a machine, short names are found by one search domain, which is nobody else's.
+func TestPlanOfShortNames(t *testing.T) {
+	z := testZones
+	z.Short = "tel2-search"
+	for name, want := range map[string]Plan{
+		"backend.tel2-search.":                        {Cluster: "backend.shop.svc.cluster.local."},
+		"_http._tcp.backend.tel2-search.":             {Cluster: "_http._tcp.backend.shop.svc.cluster.local."},
+		"backend.other.tel2-search.":                  {Cluster: "backend.other.svc.cluster.local."},
+		"backend.other.svc.tel2-search.":              {Cluster: "backend.other.svc.cluster.local."},
+		"www.example.com.tel2-search.":                {None: true},
+		"backend.shop.svc.cluster.local.tel2-search.": {None: true},
+		"tel2-search.":                                {None: true},
+		"backend.other.":                              {Cluster: "backend.other.svc.cluster.local.", Upstream: true},
+		"backend.other.svc.cluster.local.":            {Cluster: "backend.other.svc.cluster.local."},
+		"www.example.com.":                            {Upstream: true},
+	} {
+		if got := z.Plan(name); got != want {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+	if s := z.search(); !slices.Equal(s, []string{"tel2-search"}) {
+		t.Error(s)
+	}
 }
 
 func TestPlan(t *testing.T) {

@@ -47,9 +47,9 @@ type Server struct {
 	servers []netip.Addr
 }
 
-// New returns a server that knows no cluster yet. upstream are the container's
-// original name servers.
-func New(opener Opener, original []netip.Addr, log *slog.Logger) *Server {
+// New returns a server that knows no cluster yet. original are the original name
+// servers, as they are when they are asked.
+func New(opener Opener, original func() []netip.Addr, log *slog.Logger) *Server {
 	s := &Server{
 		cluster: &cluster{opener: opener}, upstream: &upstream{original, "53"},
 		cache: newCache(), log: log, slots: make(chan struct{}, concurrent),

@@ -142,7 +142,7 @@ func newLab(t *testing.T) *lab {
 		}
 		return l.cluster.addr, 0
 	}}
-	l.Server = New(near, []netip.Addr{l.up.addr.Addr()}, slog.New(slog.DiscardHandler))
+	l.Server = New(near, func() []netip.Addr { return []netip.Addr{l.up.addr.Addr()} }, slog.New(slog.DiscardHandler))
 	l.Server.upstream.port = fmt.Sprint(l.up.addr.Port())
 	l.SetCluster(testZones, []netip.Addr{netip.MustParseAddr("10.96.0.10")})
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -354,7 +354,7 @@ func TestUpstreamSilent(t *testing.T) {
 }
 
 func TestNoUpstream(t *testing.T) {
-	s := New(nil, nil, slog.New(slog.DiscardHandler))
+	s := New(nil, func() []netip.Addr { return nil }, slog.New(slog.DiscardHandler))
 	m := new(dns.Msg)
 	m.SetQuestion("www.example.com.", dns.TypeA)
 	if r := s.resolve(t.Context(), m); r.Rcode != dns.RcodeRefused {
@@ -367,7 +367,7 @@ func TestNoUpstream(t *testing.T) {
 }
 
 func BenchmarkCached(b *testing.B) {
-	s := New(nil, nil, slog.New(slog.DiscardHandler))
+	s := New(nil, func() []netip.Addr { return nil }, slog.New(slog.DiscardHandler))
 	defer s.cancel()
 	s.SetCluster(testZones, nil)
 	rr, _ := dns.NewRR("backend.shop.svc.cluster.local. 30 IN A 10.96.0.7")

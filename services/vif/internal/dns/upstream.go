@@ -20,7 +20,7 @@ const upstreamTry = 2 * time.Second
 // upstream asks the container's original name servers, in their order. It goes
 // by the kernel's network, where Docker's own server (127.0.0.11) is.
 type upstream struct {
-	servers []netip.Addr
+	servers func() []netip.Addr
 	port    string // 53
 }
 
@@ -28,7 +28,7 @@ var errNoServer = errors.New("the container has no name server of its own")
 
 func (u *upstream) exchange(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	err := errNoServer
-	for _, s := range u.servers {
+	for _, s := range u.servers() {
 		if ctx.Err() != nil {
 			break
 		}

@@ -1,10 +1,15 @@
-// Package resolvconf owns /etc/resolv.conf of the daemon container.
+// Package resolvconf owns /etc/resolv.conf, of the daemon container or of this
+// machine.
 //
 // Docker mounts that file into the container, and into every container that
 // joins the container's network, by its inode: it can only be rewritten in
 // place, never replaced. What it said before is kept in comments inside the
 // file itself, so that a vif that was killed and started again finds the
 // original, and so does a person.
+//
+// In a container the file asks the VIF's server alone ([Container]); on a machine
+// it names the original servers too, and may be written by others at any time
+// ([Host]).
 package resolvconf
 
 import (
@@ -13,8 +18,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Path is where resolvers look.
@@ -74,9 +81,11 @@ func Parse(data []byte) Config {
 
 // File is a resolv.conf and what it said before it was rewritten.
 type File struct {
-	path     string
+	path  string
+	stale bool // rewritten by one who did not restore it
+
+	mu       sync.Mutex
 	original []byte
-	stale    bool // rewritten by one who did not restore it
 }
 
 // Open reads the file, or, if it is a rewritten one, the original inside it. A
@@ -117,48 +126,65 @@ func original(data []byte) (was []byte, rewritten bool) {
 }
 
 // Original is what the file said before.
-func (f *File) Original() Config { return Parse(f.original) }
+func (f *File) Original() Config { return Parse(f.said()) }
 
-// Rewrite makes resolvers ask server, with the given domains before those that
-// the original searched.
-func (f *File) Rewrite(server netip.Addr, search []string) (Config, error) {
-	was := f.Original()
-	c := Config{Servers: []netip.Addr{server}, Options: options(was.Options)}
-	seen := map[string]bool{}
-	for _, s := range append(append([]string(nil), search...), was.Search...) {
-		if !seen[strings.ToLower(s)] {
-			seen[strings.ToLower(s)] = true
-			c.Search = append(c.Search, s)
-		}
-	}
+// said is the original as it is.
+func (f *File) said() []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.original
+}
+
+// Rewrite makes the file say c, with the original in comments.
+func (f *File) Rewrite(c Config) error {
+	was := f.said()
 	var b bytes.Buffer
-	fmt.Fprintln(&b, "# Written by Berth; names outside of the cluster go to the original servers below.")
-	fmt.Fprintln(&b, "nameserver", server)
-	fmt.Fprintln(&b, "search", strings.Join(c.Search, " "))
-	fmt.Fprintln(&b, "options", strings.Join(c.Options, " "))
-	for line := range strings.Lines(string(f.original)) {
+	fmt.Fprintln(&b, "# Written by Berth, which puts back what is in the comments below.")
+	for _, s := range c.Servers {
+		fmt.Fprintln(&b, "nameserver", s)
+	}
+	if len(c.Search) > 0 {
+		fmt.Fprintln(&b, "search", strings.Join(c.Search, " "))
+	}
+	if len(c.Options) > 0 {
+		fmt.Fprintln(&b, "options", strings.Join(c.Options, " "))
+	}
+	for line := range strings.Lines(string(was)) {
 		fmt.Fprintf(&b, "%s%s\n", keep, strings.TrimRight(line, "\r\n"))
 	}
-	if len(f.original) == 0 {
+	if len(was) == 0 {
 		fmt.Fprintln(&b, strings.TrimSpace(keep))
 	}
-	return c, f.write(b.Bytes())
+	return f.write(b.Bytes())
 }
 
-// options are the original ones with the ndots of a pod, and less what makes no
-// sense with a single server nearby.
-func options(was []string) []string {
-	out := []string{"ndots:5"}
-	for _, o := range was {
-		if !strings.HasPrefix(o, "ndots:") && o != "rotate" {
-			out = append(out, o)
+// domains are the given ones, and behind them those of the original, each once.
+func domains(search, original []string) (all []string) {
+	seen := map[string]bool{}
+	for _, s := range slices.Concat(search, original) {
+		if !seen[strings.ToLower(s)] {
+			seen[strings.ToLower(s)] = true
+			all = append(all, s)
 		}
 	}
-	return out
+	return all
 }
 
-// Restore writes the original back, in place as well.
-func (f *File) Restore() error { return f.write(f.original) }
+// Restore writes the original back, in place as well. A file that somebody else
+// has written since is left as it is.
+func (f *File) Restore() error {
+	now, err := os.ReadFile(f.path)
+	if err == nil && !Rewritten(now) {
+		return nil
+	}
+	return f.write(f.said())
+}
+
+// Rewritten reports whether this is what Rewrite writes.
+func Rewritten(data []byte) bool {
+	_, rewritten := original(data)
+	return rewritten
+}
 
 // write keeps the inode. Readers may see a file that is half written, which is
 // the price of it; they see it once and for microseconds.

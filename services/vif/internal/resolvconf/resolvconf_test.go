@@ -55,13 +55,13 @@ func TestRewriteAndRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		search := []string{"shop.svc.cluster.local", "svc.cluster.local", "cluster.local"}
-		c, err := f.Rewrite(netip.MustParseAddr("198.18.0.2"), search)
+		all, err := Container{f}.Point(netip.MustParseAddr("198.18.0.2"), search)
 		if err != nil {
 			t.Fatal(err)
 		}
 		data, _ := os.ReadFile(path)
 		got := Parse(data)
-		if !slices.Equal(got.Servers, []netip.Addr{netip.MustParseAddr("198.18.0.2")}) || !slices.Equal(got.Search, c.Search) || got.Ndots() != 5 {
+		if !slices.Equal(got.Servers, []netip.Addr{netip.MustParseAddr("198.18.0.2")}) || !slices.Equal(got.Search, all) || got.Ndots() != 5 {
 			t.Errorf("rewritten:\n%s\nparsed: %+v", data, got)
 		}
 		if !slices.Equal(got.Search[:3], search) {
@@ -83,7 +83,7 @@ func TestRewriteAndRestore(t *testing.T) {
 		if a, b := again.Original(), Parse([]byte(content)); !slices.Equal(a.Servers, b.Servers) || !slices.Equal(a.Search, b.Search) {
 			t.Errorf("original after a kill: %+v, want %+v", a, b)
 		}
-		if _, err := again.Rewrite(netip.MustParseAddr("198.18.0.2"), search); err != nil {
+		if _, err := (Container{again}).Point(netip.MustParseAddr("198.18.0.2"), search); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Restore(); err != nil {

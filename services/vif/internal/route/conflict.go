@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Network is one that the container is attached to.
@@ -86,6 +87,71 @@ func Check(subnets []netip.Prefix, networks []Network, never []netip.Prefix) err
 				continue
 			}
 			return &ConflictError{Subnet: s.Masked(), Network: n}
+		}
+	}
+	return nil
+}
+
+// Route is one that leads somewhere else than into the cluster.
+type Route struct {
+	Interface string
+	Prefix    netip.Prefix
+}
+
+// Existing are the routes of all tables, as policy routing may choose any; left
+// aside are the interface named skip, defaults (halves of everything too, by
+// which VPNs stand in for the default), and the networks themselves.
+func Existing(skip string, networks []Network) ([]Route, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var out []Route
+	for _, r := range list {
+		name := names[r.LinkIndex]
+		if r.Dst == nil || r.Type != unix.RTN_UNICAST || name == "" || name == skip || name == "lo" {
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(r.Dst.IP)
+		ones, _ := r.Dst.Mask.Size()
+		p := netip.PrefixFrom(ip.Unmap(), ones)
+		if !ok || ones <= 1 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+			continue
+		}
+		if !slices.ContainsFunc(networks, func(n Network) bool { return n.Interface == name && n.Prefix == p }) {
+			out = append(out, Route{name, p})
+		}
+	}
+	return out, nil
+}
+
+// RouteConflictError says that addresses are the cluster's, and are those of a
+// route that is there already.
+type RouteConflictError struct {
+	Subnet netip.Prefix
+	Route  Route
+}
+
+func (e *RouteConflictError) Error() string {
+	return fmt.Sprintf("the cluster's subnet %s overlaps the route %s by %s", e.Subnet, e.Route.Prefix, e.Route.Interface)
+}
+
+// CheckRoutes returns a *RouteConflictError where a subnet of the cluster
+// overlaps a route. settled are prefixes about which the user has decided.
+func CheckRoutes(subnets []netip.Prefix, existing []Route, settled []netip.Prefix) error {
+	for _, s := range subnets {
+		for _, r := range existing {
+			if s.Overlaps(r.Prefix) && !covered(s, settled) && !covered(r.Prefix, settled) {
+				return &RouteConflictError{s.Masked(), r}
+			}
 		}
 	}
 	return nil

@@ -42,6 +42,65 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestCheckRoutes(t *testing.T) {
+	vpn := []Route{{"tun0", netip.MustParsePrefix("10.0.0.0/8")}, {"wg0", netip.MustParsePrefix("172.30.1.0/24")}}
+	for _, tt := range []struct{ name, subnets, settled, conflict string }{
+		{"apart", "192.168.0.0/16 fd00::/8", "", ""},
+		{"inside", "10.96.0.0/12", "", "10.96.0.0/12 overlaps the route 10.0.0.0/8 by tun0"},
+		{"around", "172.16.0.0/12", "", "172.16.0.0/12 overlaps the route 172.30.1.0/24 by wg0"},
+		{"without the cluster's", "10.96.0.0/12", "10.96.0.0/12", ""},
+		{"without the other's", "172.16.0.0/12", "172.30.0.0/16", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := CheckRoutes(prefixes(tt.subnets), vpn, prefixes(tt.settled))
+			var c *RouteConflictError
+			if errors.As(err, &c) != (tt.conflict != "") || err != nil && !strings.Contains(err.Error(), tt.conflict) {
+				t.Errorf("%v, want %q", err, tt.conflict)
+			}
+		})
+	}
+}
+
+// A route of a table that policy routing chooses counts too; defaults, and what
+// stands in for them, do not.
+func TestExisting(t *testing.T) {
+	nstest.Require(t)
+	dev, err := tun.Create("berth-vpn", 1500)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	if _, err := Up(dev.Name(), netip.MustParseAddr("198.18.9.1")); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(dev.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for prefix, table := range map[string]int{"10.0.0.0/8": 0, "172.30.0.0/16": 51820, "0.0.0.0/1": 0, "128.0.0.0/1": 0} {
+		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(prefix)), Scope: netlink.SCOPE_LINK, Table: table}
+		if err := netlink.RouteAdd(r); err != nil {
+			t.Fatal(prefix, err)
+		}
+	}
+	nets, err := Networks("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Existing("", nets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(got, func(a, b Route) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+	want := []Route{{dev.Name(), netip.MustParsePrefix("10.0.0.0/8")}, {dev.Name(), netip.MustParsePrefix("172.30.0.0/16")}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got, _ = Existing(dev.Name(), nets); len(got) != 0 {
+		t.Errorf("our own: %v", got)
+	}
+}
+
 func TestPick(t *testing.T) {
 	if a := Pick(nil); a.Near.String() != "198.18.0.1" || a.Server.String() != "198.18.0.2" {
 		t.Error(a)
