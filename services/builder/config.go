@@ -18,6 +18,7 @@ type config struct {
 	workspace string
 	door      string
 	busConfig string
+	lock      string
 	logLevel  slog.Level
 	bus       bus.Config
 	words     []string // what builder is to do but serve
@@ -30,6 +31,7 @@ func parse(args []string) (config, error) {
 	fs.String("network", "", "taken for the sake of a common environment; builder needs no network but the bus's")
 	fs.StringVar(&c.door, "door", "/run/berth/builder.sock", "socket at which callers hand over build contexts")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
+	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process when it is one of the machine's")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)

@@ -11,6 +11,7 @@ import (
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
+	"berth.dev/bus/proclock"
 	"berth.dev/bus/subject"
 	"berth.dev/services/builder/internal/build"
 	"berth.dev/services/builder/internal/door"
@@ -25,6 +26,13 @@ func run(ctx context.Context, args []string) error {
 	}
 	if len(cfg.words) > 0 {
 		return door.Pipe(ctx, cfg.door, os.Stdin, os.Stdout)
+	}
+	if cfg.lock != "" {
+		lock, err := proclock.Take(cfg.lock)
+		if err != nil {
+			return err
+		}
+		defer lock.Release()
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.logLevel})).With("service", "builder")
 	return serve(ctx, cfg, log)

@@ -19,6 +19,7 @@ type config struct {
 	port       int
 	advertise  string
 	image      string
+	lock       string
 	logLevel   slog.Level
 	identities []bus.Identity
 	bus        bus.Config // its own identity
@@ -35,6 +36,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.image, "cluster-image", "berth-cluster:"+version, "image of the manager and the agent")
 	fs.StringVar(&identities, "identities", bus.IdentitiesFile, "file with the identities that the bus admits")
 	fs.StringVar(&busConfig, "bus-config", bus.ConfigFile, "file with connector's own identity")
+	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process when it is one of the machine's")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)

@@ -13,6 +13,7 @@ import (
 
 	"berth.dev/bus"
 	"berth.dev/bus/embed"
+	"berth.dev/bus/proclock"
 	"berth.dev/services/connector/internal/service"
 )
 
@@ -24,6 +25,13 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.logLevel})).With("service", "connector")
+	if cfg.lock != "" {
+		lock, err := proclock.Take(cfg.lock)
+		if err != nil {
+			return err
+		}
+		defer lock.Release()
+	}
 	// Asked for before any other network is joined: only the workspace's is
 	// shared with daemon containers.
 	address := cfg.advertise

@@ -23,6 +23,8 @@ type config struct {
 	volumePlugin string
 	telemount    string
 	busConfig    string
+	standby      string // where vifs of this machine stand by; empty: daemon containers instead
+	lock         string
 	logLevel     slog.Level
 	bus          bus.Config
 }
@@ -37,6 +39,8 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.volumePlugin, "volume-plugin", volplugin.Auto, "how the volume plugin runs: managed by the engine, by its socket in a container, auto (managed, else socket), or none")
 	fs.StringVar(&c.telemount, "telemount", "/usr/local/bin/telemount", "the volume plugin's program")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
+	fs.StringVar(&c.standby, "standby", "", "run as a process of this machine, and listen at `SOCKET` for its vif")
+	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)

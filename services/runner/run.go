@@ -9,6 +9,7 @@ import (
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
+	"berth.dev/bus/proclock"
 	"berth.dev/bus/subject"
 	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/daemon"
@@ -28,6 +29,16 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.logLevel})).With("service", "runner")
+	if cfg.lock != "" {
+		lock, err := proclock.Take(cfg.lock)
+		if err != nil {
+			return err
+		}
+		defer lock.Release()
+	}
+	if cfg.standby != "" {
+		return serveHost(ctx, cfg, log)
+	}
 	return serve(ctx, cfg, log)
 }
 
