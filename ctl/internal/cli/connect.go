@@ -14,6 +14,7 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
 	"berth.dev/ctl/internal/busclient"
+	"berth.dev/ctl/internal/hostspace"
 	"berth.dev/ctl/internal/interrupt"
 	"berth.dev/ctl/internal/kubeconfig"
 	"berth.dev/ctl/internal/localrun"
@@ -44,14 +45,20 @@ func (a *App) kubeFlags(c *usage.Command, o *kubeconfig.Options) {
 func (a *App) connectCommand() *usage.Command {
 	f := &connectFlags{}
 	c := &usage.Command{
-		Name: "connect", Synopsis: "connect --docker [flags] [-- COMMAND...]",
+		Name: "connect", Synopsis: "connect [--docker] [flags] [-- COMMAND...]",
 		Short: "Join the cluster.",
-		Long: `With --docker the daemon runs in a container, in whose network the cluster is
-reached; nothing on the host changes. The same call again is a no-op. With
-"-- COMMAND" the command runs once connected, with BERTH_USE, BERTH_CONNECTION_ID,
+		Long: `Without --docker this machine itself joins: any program on it reaches the cluster,
+and finds services by name (curl http://SERVICE, http://SERVICE.NAMESPACE). Berth's
+processes run on it, of which one, vif, needs root to make the interface and the
+routes: sudo asks. No Docker is needed, and one connection at a time is possible.
+
+With --docker the daemon runs in a container, in whose network the cluster is
+reached; nothing on the host changes, and no privilege is needed. The same call
+again is a no-op. With "-- COMMAND" the command runs once connected, with BERTH_USE, BERTH_CONNECTION_ID,
 BERTH_DAEMON and BERTH_NAMESPACE in its environment; when it has ended, what this
 call connected is disconnected.`,
 		Examples: []string{
+			"ctl connect",
 			"ctl connect --docker",
 			"ctl connect --docker --context staging -n shop --name shop",
 			"ctl connect --docker -- ctl curl http://frontend",
@@ -59,7 +66,7 @@ call connected is disconnected.`,
 		Flags: a.flags("connect"),
 	}
 	fs := c.Flags
-	fs.BoolVar(&f.docker, "docker", false, "run the daemon in a container")
+	fs.BoolVar(&f.docker, "docker", false, "run the daemon in a container, and leave this machine's network alone")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the connection (default: CONTEXT-NAMESPACE)")
 	fs.StringVar(&f.kube.Namespace, "n", "", "`NAMESPACE` to be in (default: the context's)")
 	fs.StringVar(&f.kube.Namespace, "namespace", "", "the same as -n")
@@ -80,15 +87,15 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		return fault.New(fault.InvalidArgument, "ctl connect --docker --name "+l.Words[0], "`ctl connect` takes no %q", l.Words[0])
 	case l.Dashes && len(l.After) == 0:
 		return fault.New(fault.InvalidArgument, "ctl connect --help", "no command behind --")
-	case !f.docker:
-		return fault.New(fault.InvalidArgument, "ctl connect --docker", "the daemon cannot run on the host in this version, only in a container")
+	case !f.docker && (len(f.expose) > 0 || f.hostname != ""):
+		return fault.New(fault.InvalidArgument, "ctl connect --docker", "--expose and --hostname are of a daemon container's, which there is with --docker")
 	}
 	start := time.Now()
 	target, err := kubeconfig.Load(ctx, f.kube)
 	if err != nil {
 		return err
 	}
-	at, err := a.containers(ctx)
+	at, err := a.place(ctx, f.docker)
 	if err != nil {
 		return err
 	}
@@ -102,6 +109,12 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 	req, err := openRequest(f, target, reach)
 	if err != nil {
 		return err
+	}
+	if host, ok := at.(*hostspace.Space); ok {
+		if err := a.startVIF(ctx, host, up, req); err != nil {
+			a.tidy(at, up.Conn)
+			return err
+		}
 	}
 	rec, mine, err := a.openConnection(ctx, at, up, req, start)
 	if err != nil {
@@ -123,6 +136,27 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		return exit(code)
 	}
 	return err
+}
+
+// place is where a new connection's services run.
+func (a *App) place(ctx context.Context, docker bool) (place, error) {
+	if docker {
+		return a.containers(ctx)
+	}
+	return a.onHost()
+}
+
+// startVIF has a vif stand by, unless the connection is there already, and will
+// not need one.
+func (a *App) startVIF(ctx context.Context, host *hostspace.Space, up *workspace.Up, req command.OpenConnection) error {
+	if len(up.State.Connections) > 0 {
+		c := up.State.Connections[0]
+		if c.Name == req.Name {
+			return nil
+		}
+		return fault.New(fault.FailedPrecondition, "ctl quit --use "+c.Name+"; or ctl connect --docker", "this machine is connected already, as %s, and joins one cluster at a time; with --docker there can be any number beside it", c.Name)
+	}
+	return host.StartVIF(ctx, func(line string) { a.print.Notice("%s", line) })
 }
 
 // prepare brings the workspace up and verifies the API server, at once. If
@@ -256,7 +290,7 @@ func (a *App) tryOpen(ctx context.Context, at place, conn *bus.Conn, req command
 			if rep.Already {
 				a.print.Fact(e)
 			}
-			a.connected(rec, c, rep.Already)
+			a.connected(at, rec, c, rep.Already)
 			return true, nil
 		}
 		return false, nil
@@ -277,12 +311,16 @@ func (a *App) tryOpen(ctx context.Context, at place, conn *bus.Conn, req command
 	return rec, false, err
 }
 
-func (a *App) connected(rec command.Connection, c event.Connected, already bool) {
+func (a *App) connected(at place, rec command.Connection, c event.Connected, already bool) {
 	how := "connected"
 	if already {
 		how = "already connected"
 	}
 	a.print.Result("%s to context %s (%s), namespace %s, as %s", how, rec.Context, rec.Server, c.Namespace, rec.Name)
+	if _, ok := at.(*hostspace.Space); ok {
+		a.print.Progress("  the cluster is reached from this machine: curl http://SERVICE, http://SERVICE.NAMESPACE")
+		return
+	}
 	a.print.Progress("  the cluster is reached from containers: ctl curl http://SERVICE")
 }
 

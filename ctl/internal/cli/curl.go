@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"os"
 	"slices"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/handlerrun"
+	"berth.dev/ctl/internal/localrun"
 	"berth.dev/ctl/internal/usage"
 	"berth.dev/ctl/internal/workspace"
 )
@@ -33,6 +35,22 @@ Only a lone --help is ctl's.`,
 	return c
 }
 
+// ownCurl runs this machine's own curl: where the machine is connected, it reaches
+// the cluster as any program does.
+func (a *App) ownCurl(ctx context.Context, args []string) error {
+	argv := append([]string{"curl"}, args...)
+	if err := localrun.Check(argv); err != nil {
+		return err
+	}
+	cmd := &localrun.Command{Argv: argv, Env: os.Environ(), Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr}
+	defer context.AfterFunc(ctx, func() { cmd.Signal(os.Interrupt) })()
+	code, err := cmd.Run()
+	if err == nil && code != 0 {
+		return exit(code)
+	}
+	return err
+}
+
 // curl runs the image's curl through Docker's own run command, which takes care
 // of stdin, signals and the exit code; runner creates the container.
 func (a *App) curl(ctx context.Context, args []string) error {
@@ -47,7 +65,7 @@ func (a *App) curl(ctx context.Context, args []string) error {
 	}
 	ws, ok := s.at.(*workspace.Workspace)
 	if !ok {
-		return workspace.ErrDown()
+		return a.ownCurl(ctx, args)
 	}
 	parts, err := ws.Find(ctx)
 	if err != nil {

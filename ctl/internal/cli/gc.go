@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"berth.dev/ctl/internal/usage"
 )
@@ -9,9 +10,10 @@ import (
 func (a *App) gcCommand() *usage.Command {
 	c := &usage.Command{
 		Name: "gc", Synopsis: "gc",
-		Short: "Remove what a crash left on the Docker Engine.",
+		Short: "Remove what a crash left on this machine and its Docker Engine.",
 		Long: `A workspace that answers is left alone: its runner removes what belongs to nobody.
-One that does not is removed by its labels. The cluster removes its own leftovers
+One that does not is removed by its labels or its locks, and the machine's resolver
+is put back. The cluster removes its own leftovers
 when leases expire.`,
 		Examples: []string{"ctl gc"},
 		Flags:    a.flags("gc"),
@@ -26,14 +28,26 @@ when leases expire.`,
 }
 
 func (a *App) gc(ctx context.Context) error {
-	at, err := a.containers(ctx)
+	places, err := a.places(ctx)
 	if err != nil {
-		return err
+		return errors.Join(err, a.restoreHost())
 	}
-	defer at.Close()
+	var errs []error
+	for _, at := range places {
+		defer at.Close()
+		errs = append(errs, a.gcAt(ctx, at))
+	}
+	return errors.Join(append(errs, a.restoreHost())...)
+}
+
+func (a *App) gcAt(ctx context.Context, at place) error {
 	conn, state, err := a.ask(ctx, at)
 	if err != nil {
-		return a.quitByLabel(ctx, at, err)
+		found, err := a.quitByLabel(ctx, at, err)
+		if !found && err == nil {
+			a.print.Progress("nothing was left over")
+		}
+		return err
 	}
 	defer conn.Close()
 	known := map[string]bool{"": true}

@@ -4,18 +4,21 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/ctl/internal/engine"
+	"berth.dev/ctl/internal/hostspace"
 	"berth.dev/ctl/internal/kubeconfig"
 	"berth.dev/ctl/internal/workspace"
 
 	"github.com/docker/docker/client"
 )
 
-// place is where the services run: in containers of a Docker Engine.
+// place is where the services run: in containers of a Docker Engine
+// (workspace.Workspace), or as processes of this machine (hostspace.Space).
 type place interface {
 	// Ensure makes sure that they run and answer.
 	Ensure(ctx context.Context) (*workspace.Up, error)
@@ -38,7 +41,10 @@ type place interface {
 	Close()
 }
 
-var _ place = (*workspace.Workspace)(nil)
+var (
+	_ place = (*workspace.Workspace)(nil)
+	_ place = (*hostspace.Space)(nil)
+)
 
 // containers opens the engine and the workspace on it, whether it is up or not.
 func (a *App) containers(ctx context.Context) (*workspace.Workspace, error) {
@@ -51,6 +57,31 @@ func (a *App) containers(ctx context.Context) (*workspace.Workspace, error) {
 		image = os.Getenv("BERTH_IMAGE")
 	}
 	return workspace.New(e, a.workspace, a.Version, image)
+}
+
+// onHost is the workspace of processes of this machine, whether it is up or not.
+func (a *App) onHost() (*hostspace.Space, error) { return hostspace.New(a.workspace, a.Version) }
+
+// places are where something may run: on this machine where there is anything of
+// it, and on the engine. Without the former an engine that does not answer is the
+// error; beside it, it is none: what runs here needs no engine.
+func (a *App) places(ctx context.Context) ([]place, error) {
+	host, err := a.onHost()
+	if err != nil {
+		return nil, err
+	}
+	var all []place
+	if host.Exists() {
+		all = append(all, host)
+	}
+	ws, err := a.containers(ctx)
+	switch {
+	case err == nil:
+		return append(all, ws), nil
+	case len(all) > 0 && ctx.Err() == nil:
+		return all, nil
+	}
+	return nil, err
 }
 
 // answerWithin is how long a connector that runs may take to answer.
@@ -72,24 +103,76 @@ func (s *session) docker(ctx context.Context) (client.APIClient, error) {
 	return e.API, nil
 }
 
-// join joins the services; if they are not up, that is a fault with a hint.
+// join joins the services that have the connection to use; if none are up, that is
+// a fault with a hint.
 func (a *App) join(ctx context.Context) (*session, error) {
-	at, err := a.containers(ctx)
+	all, err := a.sessions(ctx)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := at.Connect(ctx, answerWithin)
+	mine, err := a.pick(all)
+	for _, s := range all {
+		if s != mine {
+			s.close()
+		}
+	}
+	return mine, err
+}
+
+// sessions are those of all services that are up. That none are is an error: the
+// first place's, since that is what was tried to reach.
+func (a *App) sessions(ctx context.Context) ([]*session, error) {
+	places, err := a.places(ctx)
 	if err != nil {
-		at.Close()
 		return nil, err
 	}
-	state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
+	var all []*session
+	var down error
+	for _, at := range places {
+		conn, state, err := a.ask(ctx, at)
+		if err != nil {
+			at.Close()
+			if down == nil {
+				down = err
+			}
+			continue
+		}
+		all = append(all, &session{at, conn, state})
+	}
+	if len(all) == 0 {
+		return nil, down
+	}
+	return all, nil
+}
+
+// pick is the session with the connection to use. Where only one has any, that is
+// meant; an ambiguous choice is wrong usage that lists what there is.
+func (a *App) pick(all []*session) (*session, error) {
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	var both []command.Connection
+	var with []*session
+	for _, s := range all {
+		both = append(both, s.state.Connections...)
+		if len(s.state.Connections) > 0 {
+			with = append(with, s)
+		}
+	}
+	if len(with) == 0 {
+		return all[0], nil
+	}
+	if len(with) == 1 && a.use == "" {
+		return with[0], nil
+	}
+	rec, err := choose(both, a.use)
 	if err != nil {
-		conn.Close()
-		at.Close()
 		return nil, err
 	}
-	return &session{at, conn, state}, nil
+	i := slices.IndexFunc(with, func(s *session) bool {
+		return slices.ContainsFunc(s.state.Connections, func(c command.Connection) bool { return c.ID == rec.ID })
+	})
+	return with[i], nil
 }
 
 func (s *session) close() {

@@ -29,8 +29,9 @@ func (a *App) quitCommand() *usage.Command {
 		Name: "quit", Synopsis: "quit [--all | --use NAME]",
 		Short: "End a connection, and with the last one everything of Berth on this engine.",
 		Long: `Engagements are left, handlers stopped, containers, networks and volumes removed.
-It works whatever has died: what does not answer is removed by its label, and the
-cluster restores itself when the leases expire.`,
+It works whatever has died: what does not answer is removed by its label or its
+lock, this machine's routes and resolver are put back, and the cluster restores
+itself when the leases expire.`,
 		Examples: []string{"ctl quit", "ctl quit --use shop", "ctl quit --all"},
 		Flags:    a.flags("quit"),
 	}
@@ -48,17 +49,57 @@ cluster restores itself when the leases expire.`,
 }
 
 func (a *App) quit(ctx context.Context, all bool) error {
-	at, err := a.containers(ctx)
+	places, err := a.places(ctx)
 	if err != nil {
+		return errors.Join(err, a.restoreHost())
+	}
+	var up []*session
+	var errs []error
+	found := false
+	for _, at := range places {
+		defer at.Close()
+		conn, state, err := a.ask(ctx, at)
+		if err == nil {
+			defer conn.Close()
+			up = append(up, &session{at, conn, state})
+			continue
+		}
+		broken, err := a.quitByLabel(ctx, at, err)
+		found, errs = found || broken, append(errs, err)
+	}
+	if len(up) == 0 {
+		if !found && errors.Join(errs...) == nil {
+			a.print.Progress("nothing is connected")
+		}
+		return errors.Join(append(errs, a.restoreHost())...)
+	}
+	if !all {
+		mine, err := a.pick(up)
+		if err != nil {
+			return err
+		}
+		up = []*session{mine}
+	}
+	for _, s := range up {
+		errs = append(errs, a.quitSession(s, all))
+	}
+	return errors.Join(errs...)
+}
+
+// restoreHost puts back what a connection of this machine has left that did not
+// live to see its end, the machine's own included.
+func (a *App) restoreHost() error {
+	host, err := a.onHost()
+	if err != nil || host.Exists() {
 		return err
 	}
-	defer at.Close()
-	conn, state, err := a.ask(ctx, at)
-	if err != nil {
-		return a.quitByLabel(ctx, at, err)
-	}
-	defer conn.Close()
-	closing := state.Connections
+	return host.Teardown(a.sig.Second)
+}
+
+// quitSession ends the connection to use, or all of them, and with the last one
+// what it ran on.
+func (a *App) quitSession(s *session, all bool) error {
+	closing := s.state.Connections
 	if !all && len(closing) > 0 {
 		one, err := choose(closing, a.use)
 		if err != nil {
@@ -69,21 +110,21 @@ func (a *App) quit(ctx context.Context, all bool) error {
 	group := new(errgroup.Group)
 	for _, rec := range closing {
 		group.Go(func() error {
-			if err := a.disconnect(at, conn, rec, "quit"); err != nil {
+			if err := a.disconnect(s.at, s.conn, rec, "quit"); err != nil {
 				return err
 			}
 			a.print.Result("disconnected %s", rec.Name)
 			return nil
 		})
 	}
-	err = group.Wait()
+	err := group.Wait()
 	if a.sig.Second.Err() != nil {
 		return err
 	}
 	if all {
-		return errors.Join(err, at.Teardown(a.sig.Second))
+		return errors.Join(err, s.at.Teardown(a.sig.Second))
 	}
-	a.tidy(at, conn)
+	a.tidy(s.at, s.conn)
 	if len(closing) == 0 {
 		a.print.Progress("nothing was connected")
 	}
@@ -106,27 +147,27 @@ func (a *App) ask(ctx context.Context, at place) (*bus.Conn, command.State, erro
 	return conn, state, nil
 }
 
-// quitByLabel removes a workspace with which there is no talking; why says so.
-func (a *App) quitByLabel(ctx context.Context, at place, why error) error {
+// quitByLabel removes what there is in a place with which there is no talking, and
+// reports whether there was anything; why says so.
+func (a *App) quitByLabel(ctx context.Context, at place, why error) (found bool, err error) {
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 	left, err := at.Names(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(left) == 0 {
-		a.print.Progress("nothing is connected")
-		return at.Teardown(a.sig.Second) // a volume plugin has no label to be found by
+		return false, at.Teardown(a.sig.Second) // a volume plugin has no label to be found by
 	}
-	a.print.Notice("ctl: %s; removing what is left by its labels: workloads that were engaged are restored when their leases expire", fault.From(why).Message)
+	a.print.Notice("ctl: %s; removing what is left: workloads that were engaged are restored when their leases expire", fault.From(why).Message)
 	if err := at.Teardown(a.sig.Second); err != nil {
-		return err
+		return true, err
 	}
 	for _, n := range left {
 		a.print.Result("removed %s", n)
 	}
-	return nil
+	return true, nil
 }
 
 // disconnect ends one connection and waits for its terminal fact. It goes on

@@ -44,43 +44,26 @@ func (a *App) statusCommand() *usage.Command {
 }
 
 func (a *App) status(ctx context.Context) error {
-	at, err := a.containers(ctx)
+	places, err := a.places(ctx)
 	if err != nil {
 		return err
 	}
-	defer at.Close()
-	st := status{Workspace: "up", Connections: []command.Connection{}, Engagements: []command.Engagement{}}
-	conn, state, err := a.ask(ctx, at)
-	switch {
-	case err == nil:
-		defer conn.Close()
-		st.Version = state.Version
-		if a.use != "" {
-			one, err := choose(state.Connections, a.use)
-			if err != nil {
-				return err
-			}
-			if state.Engagements, err = onlyOf(state.Engagements, state.Connections, a.use); err != nil {
-				return err
-			}
-			state.Connections = []command.Connection{one}
+	st := status{Workspace: "down", Connections: []command.Connection{}, Engagements: []command.Engagement{}}
+	for _, at := range places {
+		defer at.Close()
+		if err := a.look(ctx, at, &st); err != nil {
+			return err
 		}
-		st.Connections = append(st.Connections, state.Connections...)
-		st.Engagements = append(st.Engagements, state.Engagements...)
-		if v, err := volumePlugin(ctx, conn, answerWithin); err == nil {
-			st.Volumes = &v
+	}
+	if st.Problem == nil && a.use != "" && st.Workspace == "up" {
+		one, err := choose(st.Connections, a.use)
+		if err != nil {
+			return err
 		}
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	default:
-		left, lerr := at.Names(ctx)
-		if lerr != nil {
-			return errors.Join(err, lerr)
+		if st.Engagements, err = onlyOf(st.Engagements, st.Connections, a.use); err != nil {
+			return err
 		}
-		st.Workspace = "down"
-		if len(left) > 0 {
-			st.Workspace, st.Problem = "broken", fault.From(err)
-		}
+		st.Connections = []command.Connection{one}
 	}
 	if err := a.print.Value(st); err != nil {
 		return err
@@ -88,6 +71,35 @@ func (a *App) status(ctx context.Context) error {
 	a.printStatus(st)
 	if st.Problem != nil {
 		return fault.New(fault.Unavailable, "ctl quit --all", "the workspace is broken: %s", st.Problem.Message)
+	}
+	return nil
+}
+
+// look adds to st what there is in a place.
+func (a *App) look(ctx context.Context, at place, st *status) error {
+	conn, state, err := a.ask(ctx, at)
+	switch {
+	case err == nil:
+		defer conn.Close()
+		st.Version = state.Version
+		if st.Problem == nil {
+			st.Workspace = "up"
+		}
+		st.Connections = append(st.Connections, state.Connections...)
+		st.Engagements = append(st.Engagements, state.Engagements...)
+		if v, err := volumePlugin(ctx, conn, answerWithin); err == nil {
+			st.Volumes = &v
+		}
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	left, lerr := at.Names(ctx)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	if len(left) > 0 {
+		st.Workspace, st.Problem = "broken", fault.From(err)
 	}
 	return nil
 }

@@ -64,13 +64,24 @@ func (t *Target) locate(ctx context.Context, docker Engine, dialable bool) (Reac
 		return Reach{Via: "proxy " + c.ProxyURL}, nil // who reaches it is the proxy's business
 	}
 	port := cmp.Or(u.Port(), map[string]string{"http": "80"}[u.Scheme], "443")
-	if !loopback(ctx, u.Hostname()) {
+	if docker == nil || !loopback(ctx, u.Hostname()) {
 		if err := t.verify(ctx, u.Scheme, net.JoinHostPort(u.Hostname(), port), u.Hostname()); err != nil {
 			return Reach{}, t.unreachable(c.Server, err)
 		}
 		return Reach{Via: "directly"}, nil
 	}
 	return t.behindLoopback(ctx, docker, dialable, u, port)
+}
+
+// Here leaves the target's server where the user's kubeconfig has it, for what
+// runs on this machine itself, and verifies it by a TLS handshake. Every failure
+// is a fault of the stage "API server".
+func (t *Target) Here(ctx context.Context) (Reach, error) {
+	r, err := t.locate(ctx, nil, false)
+	if err != nil {
+		return r, fault.At(string(event.StageAPIServer), err)
+	}
+	return r, nil
 }
 
 // candidate is an address at which the API server may be reached from a container.

@@ -112,7 +112,7 @@ func (w *Workspace) create(ctx context.Context, uid int) (up *Up, err error) {
 	if err != nil {
 		return nil, died(w.container(subject.Connector), err, cLog)
 	}
-	state, err := w.answers(ready, conn)
+	state, err := Answers(ready, conn)
 	if err != nil {
 		conn.Close()
 		if strings.HasPrefix(err.Error(), "runner") {

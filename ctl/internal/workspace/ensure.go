@@ -110,7 +110,7 @@ func (w *Workspace) attempt(ctx context.Context, p Parts, uid int) (*Up, error) 
 	}
 	soon, cancel2 := context.WithTimeout(ctx, limit)
 	defer cancel2()
-	if state, err = w.answers(soon, conn); err == nil {
+	if state, err = Answers(soon, conn); err == nil {
 		return &Up{Conn: conn, State: state}, nil
 	}
 	conn.Close()

@@ -34,19 +34,15 @@ type files map[string][]byte
 // keys makes the identities of a new workspace: the files of the connector's
 // container, and of the runner's.
 func (w *Workspace) keys() (connector, runner files, ctl bus.Config, err error) {
-	var ids []bus.Identity
-	cfg := map[subject.Service]bus.Config{}
-	for _, s := range []subject.Service{subject.Connector, subject.Runner, subject.Builder, subject.Ctl} {
-		seed, id, err := bus.NewIdentity(string(s), s, "")
-		if err != nil {
-			return nil, nil, ctl, err
-		}
-		ids = append(ids, id)
+	ids, cfg, err := Identities(func(s subject.Service) string {
 		host := w.container(subject.Connector)
 		if s == subject.Connector {
 			host = "127.0.0.1"
 		}
-		cfg[s] = bus.Config{URL: "nats://" + host + ":" + BusPort, Seed: seed, Identity: id.Name, Service: s}
+		return "nats://" + host + ":" + BusPort
+	})
+	if err != nil {
+		return nil, nil, ctl, err
 	}
 	connector, runner = files{}, files{}
 	err = errors.Join(
@@ -58,6 +54,22 @@ func (w *Workspace) keys() (connector, runner files, ctl bus.Config, err error) 
 		runner.add(bus.ConfigFile, cfg[subject.Runner]),
 	)
 	return connector, runner, cfg[subject.Ctl], err
+}
+
+// Identities makes those of a new workspace, with what each of its services is to
+// know: url is where one reaches the bus.
+func Identities(url func(subject.Service) string) ([]bus.Identity, map[subject.Service]bus.Config, error) {
+	var ids []bus.Identity
+	cfg := map[subject.Service]bus.Config{}
+	for _, s := range []subject.Service{subject.Connector, subject.Runner, subject.Builder, subject.Ctl} {
+		seed, id, err := bus.NewIdentity(string(s), s, "")
+		if err != nil {
+			return nil, nil, err
+		}
+		ids = append(ids, id)
+		cfg[s] = bus.Config{URL: url(s), Seed: seed, Identity: id.Name, Service: s}
+	}
+	return ids, cfg, nil
 }
 
 func (f files) add(name string, v any) error {

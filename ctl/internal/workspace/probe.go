@@ -110,8 +110,8 @@ func (w *Workspace) freePort() string {
 	return port
 }
 
-// answers waits until connector answers a command and runner holds its presence.
-func (w *Workspace) answers(ctx context.Context, conn *bus.Conn) (command.State, error) {
+// Answers waits until connector answers a command and runner holds its presence.
+func Answers(ctx context.Context, conn *bus.Conn) (command.State, error) {
 	var state command.State
 	live := subject.Live(subject.Runner, RunnerPresence)
 	for {
