@@ -13,6 +13,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -167,7 +168,7 @@ func (s *Server) Probe(ctx context.Context, address netip.AddrPort) error {
 			if r.Rcode == dns.RcodeSuccess || r.Rcode == dns.RcodeNameError {
 				return nil
 			}
-			err = fmt.Errorf("the cluster's DNS servers %v did not answer through the tunnel (%s)", servers, dns.RcodeToString[r.Rcode])
+			err = errors.New(dns.RcodeToString[r.Rcode])
 		}
 		select {
 		case <-ctx.Done():
@@ -177,5 +178,5 @@ func (s *Server) Probe(ctx context.Context, address netip.AddrPort) error {
 	if err == nil {
 		err = context.Cause(ctx)
 	}
-	return fmt.Errorf("resolve %s: %w", q.Question[0].Name, err)
+	return fmt.Errorf("resolve %s: the cluster's DNS servers %v did not answer through the tunnel (%w)", q.Question[0].Name, servers, err)
 }
