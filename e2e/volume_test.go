@@ -305,6 +305,41 @@ func TestVolumeFollowsThePod(t *testing.T) {
 	}
 }
 
+// The pod is away for longer than the volumes wait for it: what blocked fails with
+// EIO, an empty directory is never shown, and all works again when it is back.
+func TestVolumeWhosePodIsAway(t *testing.T) {
+	applyVols(t)
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	v := engageVols(t, ctl, "--mount-timeout", "2s")
+	v.here(t, "put", "/pv/away", "before")
+	if err := cluster.Cordon(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.Cordon(context.Background(), false) })
+	if err := cluster.DeletePods(t.Context(), "default", "app=vols"); err != nil {
+		t.Fatal(err)
+	}
+	// Its processes outlive the object for a moment, and answer.
+	for _, call := range [][]string{{"put", "/pv/away", "meanwhile"}, {"tree", "/pv"}} {
+		rig.Eventually(t, time.Minute, "a call fails with EIO", func(context.Context) (bool, string) {
+			out, err := v.exec(30*time.Second, call...)
+			return err != nil && strings.Contains(out, "input/output error"), fmt.Sprint(out, err)
+		})
+	}
+	if err := cluster.Cordon(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	v.pod = podOf(t, "vols")
+	rig.Eventually(t, time.Minute, "the handler has its volumes again", func(context.Context) (bool, string) {
+		out, err := v.exec(30*time.Second, "put", "/pv/away", "after")
+		return err == nil, fmt.Sprint(out, err)
+	})
+	if got := v.there(t, "cat", "/pv/away"); got != "after" {
+		t.Errorf("the pod has %q", got)
+	}
+}
+
 // telemount is killed: nothing hangs, and the next handler has its volumes.
 func TestVolumePluginKilled(t *testing.T) {
 	applyVols(t)
@@ -428,7 +463,7 @@ func TestVolumeFlags(t *testing.T) {
 			t.Errorf("%v", r)
 		}
 	})
-	for _, bad := range [][]string{{"--mount", "perhaps"}, {"--docker-mount", "r"}, {"--mount", "false", "--docker-mount", "/r"}} {
+	for _, bad := range [][]string{{"--mount", "perhaps"}, {"--docker-mount", "r"}, {"--mount", "false", "--docker-mount", "/r"}, {"--mount-timeout", "1ms"}} {
 		args := append([]string{"replace", "vols", "--container", "app"}, bad...)
 		if r := ctl.Run(t, append(args, "--docker-run", "--", probeImage, "exit", "0")...); r.Code != 2 && r.Code != 1 || !strings.Contains(r.Stderr, bad[0]) {
 			t.Errorf("%v: %v", bad, r)

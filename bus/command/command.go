@@ -127,9 +127,17 @@ type OpenEngagement struct {
 	// mounted; ":ro" behind it makes them read-only. Empty is true where the
 	// engine has the volume plugin, and false where it cannot.
 	Mount string `json:"mount,omitempty"`
+	// VolumesPin is the pin of the key with which the caller mounts the remote
+	// volumes himself (telemount mount), for a handler that is no container.
+	// Environment then says where they are, and Mount's folder is where he mounts
+	// them. Empty: he does not.
+	VolumesPin string `json:"volumesPin,omitempty"`
 	// DockerMount is the folder in the handler below which they are mounted, as
 	// given with --docker-mount. It wins over a folder in Mount.
 	DockerMount string `json:"dockerMount,omitempty"`
+	// MountTimeoutMillis is for how long calls on a remote volume block while its
+	// pod is away, before they fail with EIO; 0: the volume plugin's default, 30 s.
+	MountTimeoutMillis int64 `json:"mountTimeoutMillis,omitempty"`
 	// Secrets says what becomes of the Secrets that the container has: allow (the
 	// default) gives them, and refuses the engagement where the user may not read
 	// one; mask gives those that the user may read; deny gives none.
@@ -167,6 +175,12 @@ const (
 	SecretsDeny  = "deny"
 )
 
+// Bounds of OpenEngagement.MountTimeoutMillis.
+const (
+	MountTimeoutMin = 100 * time.Millisecond
+	MountTimeoutMax = time.Hour
+)
+
 // Values of OpenEngagement.Wait.
 const (
 	WaitNone      = "none"
@@ -178,6 +192,30 @@ const (
 type Environment struct {
 	Env    [][]byte `json:"env"` // KEY=value; values may hold any bytes but NUL
 	Mounts []string `json:"mounts,omitempty"`
+	// Volumes is for who mounts them himself; see OpenEngagement.VolumesPin.
+	Volumes *RemoteVolumes `json:"volumes,omitempty"`
+}
+
+// RemoteVolumes is what a program needs to know to mount the volumes of an
+// engagement: telemount mount reads it. Nothing of it is secret; it is of use to
+// the holder of the key that the engagement was opened with.
+type RemoteVolumes struct {
+	Engagement string `json:"engagement"`
+	// Door is where to dial (IP:port on the workspace's network), DoorPin the key
+	// to demand there.
+	Door    string         `json:"door"`
+	DoorPin string         `json:"doorPin"`
+	Mounts  []RemoteVolume `json:"mounts"`
+	// TimeoutMillis is for how long calls block while the pod is away; 0: the
+	// default, 30 s.
+	TimeoutMillis int64 `json:"timeoutMillis,omitempty"`
+}
+
+// RemoteVolume is one mount of the engaged container: a directory, or a single
+// file (subPath).
+type RemoteVolume struct {
+	Path     string `json:"path"` // in the container
+	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
 // CloseEngagement ends an engagement, by id or by name (workload/container or workload).

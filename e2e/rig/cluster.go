@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -228,6 +229,21 @@ func (c *Cluster) Labelled(ctx context.Context, selector string) ([]string, erro
 		}
 	}
 	return all, nil
+}
+
+// Cordon says whether new pods may come to the nodes, all of them.
+func (c *Cluster) Cordon(ctx context.Context, on bool) error {
+	nodes, err := c.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes.Items {
+		patch := fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, on)
+		if _, err := c.Kube.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeletePods deletes the pods that match, without grace.

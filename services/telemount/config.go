@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/peterbourgon/ff/v3"
 )
@@ -13,6 +15,28 @@ type config struct {
 	state  string
 	key    string
 	level  slog.Level
+}
+
+// mountWord is the program's word for mounting on this machine.
+const mountWord = "mount"
+
+type localConfig struct {
+	dir   string
+	level slog.Level
+}
+
+func configureLocal(args []string) (localConfig, error) {
+	var c localConfig
+	fs := flag.NewFlagSet("telemount "+mountWord, flag.ContinueOnError)
+	fs.StringVar(&c.dir, "dir", "", "where to mount: an empty directory, or one that is made and removed again")
+	fs.TextVar(&c.level, "log-level", slog.LevelWarn, "debug, info, warn or error")
+	if err := fs.Parse(args); err != nil {
+		return c, err
+	}
+	if !filepath.IsAbs(c.dir) || fs.NArg() > 0 {
+		return c, errors.New("telemount mount: want --dir and an absolute path")
+	}
+	return c, nil
 }
 
 func configure(args []string) (config, error) {

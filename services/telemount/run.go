@@ -13,12 +13,36 @@ import (
 
 	"berth.dev/services/telemount/internal/door"
 	"berth.dev/services/telemount/internal/driver"
+	"berth.dev/services/telemount/internal/local"
 	"berth.dev/services/telemount/internal/volume"
 	"berth.dev/tunnel"
 )
 
-// run serves the plugin until ctx ends, and unmounts what is mounted.
+// run is the plugin, or one of the program's other words.
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case mountWord:
+			return runLocal(ctx, args[1:])
+		case local.GuardWord:
+			return local.Guard(args[1:], os.Stdin)
+		}
+	}
+	return runPlugin(ctx, args)
+}
+
+// runLocal mounts an engagement's volumes for the program that started us.
+func runLocal(ctx context.Context, args []string) error {
+	c, err := configureLocal(args)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.level})).With("service", "telemount")
+	return local.Run(ctx, c.dir, os.Stdin, os.Stdout, version, log)
+}
+
+// runPlugin serves the plugin until ctx ends, and unmounts what is mounted.
+func runPlugin(ctx context.Context, args []string) error {
 	c, err := configure(args)
 	if err != nil {
 		return err

@@ -20,7 +20,8 @@ With --docker-build it is built first, and the word IMAGE stands for it; with
 --watch it is built again whenever the context changes, and the new handler takes
 the old one's place while connections wait. Without
 either, what stands behind -- is a command of this machine: it has the container's
-environment, and the traffic comes to it at this machine's address. The traffic
+environment and, below $BERTH_ROOT, its volumes (on Linux, with FUSE), and the traffic
+comes to it at this machine's address. The traffic
 goes to the handler once it listens (--wait); the workload's own pods answer
 until then.`,
 		Examples: []string{
@@ -63,6 +64,7 @@ behind -- instead of --docker-run it lasts as long as that.`,
 			"ctl ingest frontend --docker-run -- -it frontend:dev sh",
 			"ctl ingest frontend --container app --docker-build . -- IMAGE",
 			"ctl ingest frontend -- npm test",
+			"ctl ingest frontend --mount /tmp/frontend -- ls /tmp/frontend/etc",
 			"ctl ingest frontend --env-json - -- true > env.json",
 		},
 	}, lease.Ingest)

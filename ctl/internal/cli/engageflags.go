@@ -9,6 +9,7 @@ import (
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
+	"berth.dev/ctl/internal/hostmount"
 	"berth.dev/ctl/internal/localrun"
 	"berth.dev/ctl/internal/usage"
 	"berth.dev/lease"
@@ -28,6 +29,7 @@ type engageFlags struct {
 	toPod     usage.List
 	mount     string
 	dockerDir string
+	mountTime time.Duration
 	env       envFlags
 	message   string
 	wait      string
@@ -56,8 +58,9 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 		fs.StringVar(&f.service, "service", "", "`NAME` of the service whose port it is, where several select the workload")
 	}
 	fs.Var(&f.toPod, "to-pod", "`PORT[/UDP]` of the pod that the handler reaches at 127.0.0.1; repeatable")
-	fs.StringVar(&f.mount, "mount", "", "the remote volumes: true, each at its own path; false; or the `PATH[:ro]` below which they are in the handler (default: true where the engine has the volume plugin)")
+	fs.StringVar(&f.mount, "mount", "", "the remote volumes: true, each at its own path; false; or the `PATH[:ro]` below which they are in the handler. For a command of this machine they are mounted on it, below PATH, or with true below a new folder that $BERTH_ROOT names (default: true where that can be done)")
 	fs.StringVar(&f.dockerDir, "docker-mount", "", "`DIR` in the handler's container below which the remote volumes are")
+	fs.DurationVar(&f.mountTime, "mount-timeout", 0, "for how long a program's calls on a remote volume block while its pod is away, by `DURATION` (100ms to 1h); then they fail with EIO (default 30s)")
 	if f.kind != lease.Ingest {
 		fs.StringVar(&f.address, "address", "", "`IP` at which the handler listens (default: 127.0.0.1)")
 	}
@@ -82,7 +85,7 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 			return fault.New(fault.InvalidArgument, "--address 127.0.0.1", "--address %s: not an IP address", f.address)
 		}
 	}
-	if err := f.checkMounts(); err != nil {
+	if err := f.checkMounts(!f.inContainer() && len(l.After) > 0); err != nil {
 		return err
 	}
 	switch f.wait {
@@ -131,16 +134,28 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 	return nil
 }
 
-// checkMounts looks at --mount and --docker-mount.
-func (f *engageFlags) checkMounts() error {
+// checkMounts looks at --mount, --mount-timeout and --docker-mount; local: a
+// command of this machine is the handler.
+func (f *engageFlags) checkMounts(local bool) error {
 	dir := strings.TrimSuffix(f.mount, ":ro")
-	if f.mount != "" && dir != "false" && !f.inContainer() {
-		return fault.New(fault.InvalidArgument, "--docker-run", "--mount %s is of use with a handler in a container only: nothing is mounted on this machine", f.mount)
+	if f.mount != "" && dir != "false" && !f.inContainer() && !local {
+		return fault.New(fault.InvalidArgument, "-- COMMAND", "--mount %s is of use with a handler only: a container (--docker-run) or a command", f.mount)
 	}
 	switch {
 	case dir == "true" || dir == "false" && f.mount == dir || f.mount == "":
 	case !path.IsAbs(dir):
 		return fault.New(fault.InvalidArgument, "--mount /remote:ro", "--mount is true, false or an absolute path, not %q", f.mount)
+	case local:
+		if err := hostmount.CheckDir(path.Clean(dir)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case f.mountTime == 0:
+	case f.mountTime < command.MountTimeoutMin || f.mountTime > command.MountTimeoutMax:
+		return fault.New(fault.InvalidArgument, "--mount-timeout 30s", "--mount-timeout %v: it is %v to %v", f.mountTime, command.MountTimeoutMin, command.MountTimeoutMax)
+	case f.mount == "false":
+		return fault.New(fault.InvalidArgument, "", "--mount-timeout and --mount false exclude each other")
 	}
 	switch {
 	case f.dockerDir == "":
@@ -159,7 +174,7 @@ func (f *engageFlags) request(connection, workload string) command.OpenEngagemen
 	return command.OpenEngagement{
 		Connection: connection, Kind: string(f.kind), Namespace: f.namespace, Workload: workload,
 		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, ToPod: f.toPod,
-		Mount: f.mount, DockerMount: f.dockerDir,
+		Mount: f.mount, DockerMount: f.dockerDir, MountTimeoutMillis: f.mountTime.Milliseconds(),
 		Secrets: f.secrets, Wait: f.wait, WaitMillis: f.waitLimit.Milliseconds(),
 	}
 }

@@ -59,10 +59,10 @@ func (f *envFlags) given() bool { return f.file != "" || f.json != "" }
 
 // environment asks for what the engagement's handler has, and writes the files
 // that the user asked for.
-func (h *handling) environment(ctx context.Context, f *envFlags) ([][]byte, error) {
+func (h *handling) environment(ctx context.Context, f *envFlags) (command.Environment, error) {
 	rep, err := bus.Call(ctx, h.s.conn, command.EngagementEnvironment, "", command.EngagementRef{Engagement: h.eng.ID()})
 	if err != nil {
-		return nil, err
+		return rep, err
 	}
 	syntax := envfile.Docker
 	if f.syntax != "" {
@@ -77,23 +77,23 @@ func (h *handling) environment(ctx context.Context, f *envFlags) ([][]byte, erro
 		}
 		text, omitted, err := envfile.Format(w.syntax, rep.Env)
 		if err != nil {
-			return nil, err
+			return rep, err
 		}
 		if len(omitted) > 0 {
 			h.app.print.Notice("ctl: not in %s, since the syntax %s has no such names: %s", w.path, w.syntax, strings.Join(omitted, ", "))
 		}
 		if w.path == "-" {
 			if _, err := h.app.Stdout.Write(text); err != nil {
-				return nil, err
+				return rep, err
 			}
 			continue
 		}
 		remove, err := envfile.Write(w.path, text)
 		if err != nil {
-			return nil, err
+			return rep, err
 		}
 		h.remove = append(h.remove, remove)
 		h.app.print.Progress("  environment                 %d variables in %s, removed at the end", len(rep.Env), w.path)
 	}
-	return rep.Env, nil
+	return rep, nil
 }

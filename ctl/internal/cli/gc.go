@@ -10,7 +10,7 @@ import (
 func (a *App) gcCommand() *usage.Command {
 	c := &usage.Command{
 		Name: "gc", Synopsis: "gc",
-		Short: "Remove what a crash left on this machine and its Docker Engine.",
+		Short: "Remove what a crash left on this machine, in its mount table, and on its Docker Engine.",
 		Long: `A workspace that answers is left alone: its runner removes what belongs to nobody.
 One that does not is removed by its labels or its locks, and the machine's resolver
 is put back. The cluster removes its own leftovers

@@ -5,8 +5,6 @@ import (
 	"context"
 	"net/netip"
 	"os"
-	"runtime"
-	"strings"
 	"syscall"
 
 	"berth.dev/bus/command"
@@ -19,6 +17,8 @@ import (
 
 // local runs a command of this machine as the handler: with the container's
 // environment, its exit code ours, and the engagement ends with it.
+//
+// Its volumes are mounted on this machine, where that can be done (--mount).
 //
 // The daemon container's network is not the command's: it does not reach the
 // cluster by name, and what is engaged comes to it at this machine's address as
@@ -37,6 +37,10 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 		}
 		h.until = req.Wait
 	}
+	mount, err := h.mountHere(ctx, &req, f)
+	if err != nil {
+		return err
+	}
 	cmd := &localrun.Command{Argv: argv, Stdin: h.app.Stdin, Stdout: h.app.Stdout, Stderr: h.app.Stderr}
 	if h.app.print.JSON {
 		cmd.Stdout = h.app.Stderr // stdout is for the facts
@@ -52,6 +56,7 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 	h.endCause = "command ended"
 	go func() {
 		defer close(h.ran)
+		defer mount.close()
 		if h.err = h.open(ctx, req); h.err != nil {
 			return
 		}
@@ -60,6 +65,9 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 			return
 		}
 		env, err := h.environment(ctx, &f.env)
+		if err == nil {
+			err = mount.mount(ctx, env.Volumes)
+		}
 		if h.err = err; err != nil {
 			return
 		}
@@ -67,18 +75,19 @@ func (h *handling) local(ctx context.Context, req command.OpenEngagement, f *eng
 			h.app.print.Progress("  %d/%s comes to the command at %s (it has to listen there, or everywhere)", p.Container, p.Protocol, handlerAddress(req.Address, p))
 		}
 		h.tellWaiting(prepared.Ports)
-		cmd.Env = localEnv(env)
+		cmd.Env = localEnv(env.Env, mount.mounted())
+		go mount.tell(h.ran)
 		h.code, h.err = cmd.Run()
 	}()
 	return nil
 }
 
 // localEnv is our own environment with the container's laid over it. Where its
-// volumes are is left out: they are not on this machine.
-func localEnv(remote [][]byte) []string {
+// volumes are is left out if they are not on this machine.
+func localEnv(remote [][]byte, mounted bool) []string {
 	env := os.Environ()
 	for _, e := range remote {
-		if !bytes.HasPrefix(e, []byte("BERTH_ROOT=")) {
+		if mounted || !bytes.HasPrefix(e, []byte("BERTH_ROOT=")) && !bytes.HasPrefix(e, []byte("BERTH_MOUNTS=")) {
 			env = append(env, string(e)) // the last of a name counts
 		}
 	}
@@ -93,14 +102,10 @@ func (h *handling) hostAddress(ctx context.Context) (string, error) {
 		return "127.0.0.1", nil
 	}
 	ask := fault.New(fault.InvalidArgument, "--address IP", "the Docker Engine does not run on this machine itself: the command's address, as a container sees it, has to be given")
-	api := ws.Engine.API
-	if runtime.GOOS != "linux" || !strings.HasPrefix(api.DaemonHost(), "unix://") {
+	if !ws.Engine.Here(ctx) {
 		return "", ask
 	}
-	if info, err := api.Info(ctx); err != nil || strings.Contains(info.OperatingSystem, "Desktop") {
-		return "", ask
-	}
-	in, err := api.ContainerInspect(ctx, h.daemon)
+	in, err := ws.Engine.API.ContainerInspect(ctx, h.daemon)
 	if err != nil {
 		return "", fault.New(fault.Unavailable, "ctl status", "look at the daemon container %s: %v", h.daemon, err)
 	}

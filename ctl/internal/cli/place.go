@@ -38,6 +38,9 @@ type place interface {
 	Docker(ctx context.Context) (*engine.Engine, error)
 	// Builder is a stream to builder, which is started if it does not run.
 	Builder(ctx context.Context, conn *bus.Conn) (io.ReadWriteCloser, error)
+	// Telemount is the program that mounts volumes on this machine, for the
+	// connection of that daemon.
+	Telemount(ctx context.Context, daemon string) ([]byte, error)
 	Close()
 }
 

@@ -83,17 +83,18 @@ func (a *App) quit(ctx context.Context, all bool) error {
 	for _, s := range up {
 		errs = append(errs, a.quitSession(s, all))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.sweepMounts())...)
 }
 
 // restoreHost puts back what a connection of this machine has left that did not
-// live to see its end, the machine's own included.
+// live to see its end, the machine's own included, and the mounts of commands.
 func (a *App) restoreHost() error {
+	mounts := a.sweepMounts()
 	host, err := a.onHost()
 	if err != nil || host.Exists() {
-		return err
+		return errors.Join(mounts, err)
 	}
-	return host.Teardown(a.sig.Second)
+	return errors.Join(mounts, host.Teardown(a.sig.Second))
 }
 
 // quitSession ends the connection to use, or all of them, and with the last one

@@ -18,6 +18,8 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -73,6 +75,19 @@ func (e *Engine) Socket() string {
 // Local reports whether containers' ports on 127.0.0.1 are this machine's.
 func (e *Engine) Local() bool {
 	return strings.HasPrefix(e.Host, "unix://") || strings.HasPrefix(e.Host, "npipe://")
+}
+
+// Here reports whether the engine's containers are on this very machine: their
+// addresses are reached from it, and it is reached from them. Neither is so with
+// Docker Desktop, a rootless engine, or one on another machine.
+func (e *Engine) Here(ctx context.Context) bool {
+	if runtime.GOOS != "linux" || e.Socket() == "" {
+		return false
+	}
+	info, err := e.API.Info(ctx)
+	return err == nil && !strings.Contains(info.OperatingSystem, "Desktop") && !slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
+		return strings.Contains(o, "name=rootless")
+	})
 }
 
 // explain says why the engine does not answer. The client's own message says

@@ -139,7 +139,20 @@ func (w *Workspace) fetch(ctx context.Context, id, name string) ([]byte, error) 
 	if _, err := tr.Next(); err != nil {
 		return nil, err
 	}
-	return io.ReadAll(io.LimitReader(tr, 1<<20))
+	return io.ReadAll(io.LimitReader(tr, 128<<20)) // programs, too
+}
+
+// Telemount is telemount's program, as the daemon container has it: for mounts on
+// this machine, from which that container has to be reached.
+func (w *Workspace) Telemount(ctx context.Context, daemon string) ([]byte, error) {
+	if !w.Engine.Here(ctx) {
+		return nil, fault.New(fault.FailedPrecondition, "--docker-run -- IMAGE", "nothing can be mounted on this machine: the Docker Engine runs elsewhere (Docker Desktop, a remote or a rootless engine), so that the daemon container is not reached from here; a handler in a container has the volumes")
+	}
+	b, err := w.fetch(ctx, daemon, "/usr/local/bin/telemount")
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "ctl status", "read telemount's program from the daemon container: %v", err)
+	}
+	return b, nil
 }
 
 // identity is ctl's own, from the connector's container.

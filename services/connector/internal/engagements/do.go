@@ -64,7 +64,7 @@ var errStale = errors.New("another handler has taken the place")
 
 // step sends one command that goes forward.
 func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
-	id, s := l.plan.req.ID, l.snapshot()
+	id := l.plan.req.ID
 	switch t.do {
 	case engage.Pause:
 		err = l.pause(ctx)
@@ -75,9 +75,7 @@ func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 			l.put(engage.Input{On: engage.Resumed})
 		}
 	case engage.Redirect:
-		_, err = bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
-			Engagement: id, Address: l.plan.req.Address, Ports: s.Ports, Volumes: l.plan.volumes.use(), ToPod: l.plan.req.ToPod,
-		})
+		err = l.redirect(ctx)
 	case engage.Environment:
 		*r, err = l.read(ctx)
 	case engage.CreateHandler:
@@ -98,6 +96,15 @@ func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 			return l.plan.conn.Cluster.Annotate(ctx, l.plan.ref, lease.AnnotationHandler, lease.HandlerRun)
 		})
 	}
+	return err
+}
+
+// redirect tells vif where the traffic goes, and who may use the volumes. It may
+// be repeated.
+func (l *Live) redirect(ctx context.Context) error {
+	_, err := bus.Call(ctx, l.w.Bus, command.Engage, l.plan.conn.ID, command.EngageHandler{
+		Engagement: l.plan.req.ID, Address: l.plan.req.Address, Ports: l.snapshot().Ports, Volumes: l.plan.volumes.use(), ToPod: l.plan.req.ToPod,
+	})
 	return err
 }
 

@@ -2,6 +2,7 @@ package engagements
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -74,6 +75,9 @@ func validate(req *command.OpenEngagement) error {
 	if _, err := wishOf(*req); err != nil {
 		return err
 	}
+	if req.VolumesPin != "" && req.Handler != nil {
+		return bad("", "volumesPin is for a handler that is no container: whose volumes are mounted by the volume plugin")
+	}
 	if req.Holder != "" {
 		// Its owner is asked whether it lives by a request: that must not become
 		// a way to send commands in connector's name.
@@ -134,6 +138,15 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name,
 	}
 	mode := engage.Caller
+	if req.Handler == nil && req.VolumesPin != "" {
+		want, err := wishOf(req)
+		if err != nil {
+			return nil, err
+		}
+		if !want.off {
+			p.volumes = &volumes{wish: want, plugin: command.VolumePlugin{Pin: req.VolumesPin}, token: rand.Text()}
+		}
+	}
 	if h := req.Handler; h != nil {
 		mode = engage.Detached
 		if h.Attach {

@@ -140,5 +140,6 @@ func (s *Set) Environment(ctx context.Context, req command.EngagementRef) (comma
 		return none, err
 	}
 	mounts, root := l.plan.volumes.env(env)
-	return command.Environment{Env: handlerEnv(env, l.plan.spec, mounts, root), Mounts: mounts}, nil
+	own, err := l.forCaller(ctx, env.Volumes)
+	return command.Environment{Env: handlerEnv(env, l.plan.spec, mounts, root), Mounts: mounts, Volumes: own}, err
 }

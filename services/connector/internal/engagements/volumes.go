@@ -24,10 +24,11 @@ import (
 
 // wish is what --mount and --docker-mount ask for.
 type wish struct {
-	off      bool   // nothing is to be mounted
-	asked    bool   // it was said that it is: without a volume plugin the engagement is refused
-	readOnly bool   // whatever the kind of engagement
-	root     string // folder below which the volumes are mounted; / is each at its own path
+	off      bool          // nothing is to be mounted
+	asked    bool          // it was said that it is: without a volume plugin the engagement is refused
+	readOnly bool          // whatever the kind of engagement
+	timeout  time.Duration // 0: the volume plugin's default
+	root     string        // folder below which the volumes are mounted; / is each at its own path
 }
 
 // wishOf reads the two flags.
@@ -35,7 +36,10 @@ func wishOf(req command.OpenEngagement) (wish, error) {
 	bad := func(hint, format string, args ...any) (wish, error) {
 		return wish{}, fault.New(fault.InvalidArgument, hint, format, args...)
 	}
-	w := wish{root: "/", asked: req.Mount != "" || req.DockerMount != ""}
+	w := wish{root: "/", asked: req.Mount != "" || req.DockerMount != "", timeout: time.Duration(req.MountTimeoutMillis) * time.Millisecond}
+	if w.timeout != 0 && (w.timeout < command.MountTimeoutMin || w.timeout > command.MountTimeoutMax) {
+		return bad("--mount-timeout 30s", "--mount-timeout %v: it is %v to %v", w.timeout, command.MountTimeoutMin, command.MountTimeoutMax)
+	}
 	what := req.Mount
 	if rest, ro := strings.CutSuffix(what, ":ro"); ro {
 		what, w.readOnly = rest, true
@@ -109,6 +113,42 @@ func (v *volumes) hash() string {
 // target is where a remote path is in the handler.
 func (v *volumes) target(p string) string { return path.Join(v.root, p) }
 
+// readOnlyFor reports whether r may only be read.
+func (v *volumes) readOnlyFor(kind lease.Kind, r lease.Volume) bool {
+	return r.ReadOnly || v.readOnly || kind == lease.Ingest
+}
+
+// door is where the volumes come in, as vif says.
+func (l *Live) door(ctx context.Context) (command.VIFStatus, error) {
+	door, err := bus.Call(ctx, l.w.Bus, command.VIFState, l.plan.conn.ID, command.None{})
+	if err == nil && door.Door == "" {
+		err = fault.New(fault.FailedPrecondition, "ctl quit && ctl connect --docker", "the daemon container does not serve volumes")
+	}
+	return door, err
+}
+
+// forCaller is what a caller needs who mounts the volumes himself; nil if he does
+// not.
+func (l *Live) forCaller(ctx context.Context, found []lease.Volume) (*command.RemoteVolumes, error) {
+	v := l.plan.volumes
+	if v == nil || l.plan.req.VolumesPin == "" {
+		return nil, nil
+	}
+	// The caller may be quicker than the redirection that is on its way.
+	if err := l.redirect(ctx); err != nil {
+		return nil, err
+	}
+	door, err := l.door(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := &command.RemoteVolumes{Engagement: l.plan.spec.ID, Door: door.Door, DoorPin: door.DoorPin, TimeoutMillis: v.timeout.Milliseconds(), Mounts: []command.RemoteVolume{}}
+	for _, r := range found {
+		all.Mounts = append(all.Mounts, command.RemoteVolume{Path: path.Clean(r.Path), ReadOnly: v.readOnlyFor(l.plan.spec.Kind, r)})
+	}
+	return all, nil
+}
+
 // mounts are the Docker volumes of spec's container. Kubernetes orders mounts as
 // they are written, Docker by their paths: nested ones come out the same.
 func (v *volumes) mounts(spec lease.EngagementSpec, remote []lease.Volume, door command.VIFStatus) []command.Mount {
@@ -119,10 +159,13 @@ func (v *volumes) mounts(spec lease.EngagementSpec, remote []lease.Volume, door 
 		}
 		m := command.Mount{
 			Volume: fmt.Sprintf("berth-%s-%d", spec.ID, len(all)), Path: v.target(r.Path), Driver: v.plugin.Driver,
-			ReadOnly: r.ReadOnly || v.readOnly || spec.Kind == lease.Ingest,
+			ReadOnly: v.readOnlyFor(spec.Kind, r),
 			Options: map[string]string{
 				"engagement": spec.ID, "container": spec.Container, "path": path.Clean(r.Path), "door": door.Door, "pin": door.DoorPin,
 			},
+		}
+		if v.timeout != 0 {
+			m.Options["timeout"] = v.timeout.String()
 		}
 		if m.ReadOnly {
 			m.Options["ro"] = strconv.FormatBool(true)
@@ -164,7 +207,7 @@ func (l *Live) read(ctx context.Context) (r remote, err error) {
 			return r, err
 		}
 		f.Path = l.plan.volumes.target(v.Path)
-		if v.ReadOnly || l.plan.volumes.readOnly || l.plan.spec.Kind == lease.Ingest {
+		if l.plan.volumes.readOnlyFor(l.plan.spec.Kind, v) {
 			f.Mode &^= 0o222
 		}
 		r.files = append(r.files, f)
@@ -186,12 +229,9 @@ func (l *Live) createHandler(ctx context.Context, r remote) (command.CreateHandl
 		Env: handlerEnv(r.env, l.plan.spec, mounts, root), Ports: l.snapshot().Ports, Files: r.files,
 	}
 	if v := l.plan.volumes; v != nil && slices.ContainsFunc(r.env.Volumes, func(v lease.Volume) bool { return !v.File }) {
-		door, err := bus.Call(ctx, l.w.Bus, command.VIFState, l.plan.conn.ID, command.None{})
+		door, err := l.door(ctx)
 		if err != nil {
 			return req, err
-		}
-		if door.Door == "" {
-			return req, fault.New(fault.FailedPrecondition, "ctl quit && ctl connect --docker", "the daemon container does not serve volumes")
 		}
 		req.Mounts = v.mounts(l.plan.spec, r.env.Volumes, door)
 	}

@@ -3,6 +3,7 @@ package engagements
 import (
 	"reflect"
 	"testing"
+	"time"
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
@@ -33,6 +34,14 @@ func TestWish(t *testing.T) {
 		got, err := wishOf(command.OpenEngagement{Mount: x.mount, DockerMount: x.docker})
 		if got != x.want || x.code == "" && err != nil || x.code != "" && fault.CodeOf(err) != x.code {
 			t.Errorf("--mount %q --docker-mount %q: %+v, %v, want %+v %s", x.mount, x.docker, got, err, x.want, x.code)
+		}
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	for millis, ok := range map[int64]bool{0: true, 100: true, 3600_000: true, 99: false, -1: false, 3600_001: false} {
+		if _, err := wishOf(command.OpenEngagement{MountTimeoutMillis: millis}); (err == nil) != ok {
+			t.Errorf("%d ms: %v", millis, err)
 		}
 	}
 }
@@ -69,6 +78,9 @@ func TestMounts(t *testing.T) {
 		if len(more) > 0 {
 			m["ro"] = more[0]
 		}
+		if len(more) > 1 {
+			m["timeout"] = more[1]
+		}
 		return m
 	}
 	for _, x := range []struct {
@@ -83,9 +95,9 @@ func TestMounts(t *testing.T) {
 		{"below a folder, read-only", lease.Intercept, wish{root: "/r", readOnly: true}, []command.Mount{
 			{Volume: "berth-e-0", Driver: "telemount:latest", Path: "/r/data", ReadOnly: true, Options: opts("/data", "true")},
 			{Volume: "berth-e-1", Driver: "telemount:latest", Path: "/r/data/sub", ReadOnly: true, Options: opts("/data/sub", "true")}}},
-		{"an ingest reads only", lease.Ingest, wish{root: "/"}, []command.Mount{
-			{Volume: "berth-e-0", Driver: "telemount:latest", Path: "/data", ReadOnly: true, Options: opts("/data", "true")},
-			{Volume: "berth-e-1", Driver: "telemount:latest", Path: "/data/sub", ReadOnly: true, Options: opts("/data/sub", "true")}}},
+		{"an ingest reads only, and does not wait", lease.Ingest, wish{root: "/", timeout: 100 * time.Millisecond}, []command.Mount{
+			{Volume: "berth-e-0", Driver: "telemount:latest", Path: "/data", ReadOnly: true, Options: opts("/data", "true", "100ms")},
+			{Volume: "berth-e-1", Driver: "telemount:latest", Path: "/data/sub", ReadOnly: true, Options: opts("/data/sub", "true", "100ms")}}},
 	} {
 		v, _, err := newVolumes(x.wish, plugin)
 		if err != nil {

@@ -16,64 +16,15 @@ import (
 	"testing"
 	"time"
 
-	"berth.dev/files"
 	"berth.dev/services/telemount/internal/door"
+	"berth.dev/services/telemount/internal/doortest"
 	"berth.dev/services/telemount/internal/volume"
 	"berth.dev/tunnel"
 )
 
-// serveDoor is a vif and an agent in one: behind the tunnel's handshake, a file
-// server of dir.
-func serveDoor(t *testing.T, key tunnel.Pin, dir string) map[string]string {
-	t.Helper()
-	id, err := tunnel.NewIdentity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := files.NewServer(files.Export{Roots: []files.Root{{Path: dir}}}, files.TokenIs("canary"), nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() { l.Close(); cancel(); srv.Close(); wg.Wait() })
-	var reg tunnel.Registry
-	tunnel.Handle(&reg, files.MethodToken, func(context.Context, files.TokenRequest) (files.TokenAnswer, error) {
-		return files.TokenAnswer{Token: "canary"}, nil
-	})
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				s, _, _, err := tunnel.Serve(ctx, c, id, func(_ context.Context, _ tunnel.Hello, p tunnel.Pin) (*tunnel.Welcome, error) {
-					if p != key {
-						return nil, fmt.Errorf("a stranger")
-					}
-					return &tunnel.Welcome{}, nil
-				}, tunnel.Config{})
-				if err != nil {
-					return
-				}
-				defer s.Close()
-				for {
-					r, err := s.Accept(ctx)
-					if err != nil {
-						return
-					}
-					if r.Header.Kind == tunnel.KindRPC {
-						wg.Go(func() { _ = tunnel.ServeRPC(ctx, r, &reg) })
-					} else if st, err := r.Accept(); err == nil {
-						wg.Go(func() { _ = srv.Serve(ctx, st) })
-					}
-				}
-			})
-		}
-	})
-	return map[string]string{"engagement": "e", "container": "c", "door": l.Addr().String(), "pin": string(id.Pin()), "path": dir}
+// options are those of a volume of t's engagement.
+func options(t door.Target, path string) map[string]string {
+	return map[string]string{"engagement": t.Engagement, "container": "c", "door": t.Door, "pin": t.Pin, "path": path}
 }
 
 // TestLoops is the whole plugin, on its socket, as Docker uses it: 20 volumes,
@@ -98,7 +49,7 @@ func TestLoops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := serveDoor(t, key.Pin(), served)
+	opts := options(doortest.Serve(t, key.Pin(), served), served)
 
 	root := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
@@ -220,7 +171,7 @@ func TestLoops(t *testing.T) {
 func TestNoSecretInState(t *testing.T) {
 	served, root := t.TempDir(), t.TempDir()
 	key, _ := tunnel.NewIdentity()
-	opts := serveDoor(t, key.Pin(), served)
+	opts := options(doortest.Serve(t, key.Pin(), served), served)
 	dial := door.New(key, "test", slog.New(slog.DiscardHandler))
 	defer dial.Close()
 	var log bytes.Buffer

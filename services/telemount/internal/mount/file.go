@@ -102,7 +102,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 func (n *node) small(ctx context.Context) *body {
 	path, ok := n.path()
 	name, parent := n.Parent()
-	if !ok || parent == nil {
+	if !ok || parent == nil || n == n.m.root {
 		return nil
 	}
 	if b := n.m.body(path); b != nil && n.is(b.attr) {
@@ -171,7 +171,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 		}
 		return p, true
 	}
-	f, err := n.m.c.Open(ctx, path, flags|syscall.O_CREAT, mode, owner(ctx))
+	f, err := n.m.c.Open(ctx, path, flags|syscall.O_CREAT, mode, n.m.owner(ctx))
 	if err != nil {
 		return nil, nil, 0, errno(err)
 	}

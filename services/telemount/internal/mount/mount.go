@@ -26,14 +26,8 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"berth.dev/files"
@@ -50,78 +44,66 @@ const (
 	inFlight = 64       // writes
 )
 
-// Mount is a mounted volume.
+// Mount is one mount point: of a volume, or of several below it.
 type Mount struct {
-	c      *files.Client
-	root   *node
-	server *fuse.Server
-	dir    string
-	epoch  atomic.Uint64
-	active atomic.Int64
-	slots  chan struct{}
-	done   chan struct{}
-
-	mu       sync.Mutex
-	events   []files.Event
-	wake     chan struct{}
-	bodies   map[string]*body
-	order    []string // of bodies, oldest first
-	bodySize int
+	volumes []*volume
+	server  *fuse.Server
+	dir     string
 }
 
-type body struct {
-	attr files.Attr
-	data []byte
-	at   time.Time
-	old  atomic.Bool
-}
-
-// New connects with o and mounts at dir, which must exist.
+// New connects with o and mounts the volume at dir, which must exist.
 func New(ctx context.Context, dir string, o files.Options) (*Mount, error) {
-	m := &Mount{dir: dir, slots: make(chan struct{}, inFlight), done: make(chan struct{}), wake: make(chan struct{}, 1), bodies: map[string]*body{}}
-	o.OnEvent = func(e files.Event) {
-		m.epoch.Add(1)
-		m.mu.Lock()
-		m.events = append(m.events, e)
-		m.mu.Unlock()
-		select {
-		case m.wake <- struct{}{}:
-		default:
-		}
-	}
-	c, err := files.Connect(ctx, o)
+	v, err := dial(ctx, 0, o)
 	if err != nil {
 		return nil, err
 	}
-	m.c = c
-	info := c.Info()
+	m := &Mount{dir: dir, volumes: []*volume{v}}
+	info := v.c.Info()
 	if !info.Root.IsDir() {
-		c.Close()
+		v.close()
 		return nil, fmt.Errorf("mount %s: it is a single file; a Docker volume is a directory", o.Root)
 	}
-	m.root = &node{m: m, attr: info.Root}
-	opts := fuse.MountOptions{
-		AllowOther: true, DirectMountStrict: true, FsName: "telemount", Name: "berth",
-		MaxWrite: files.MaxIO, MaxReadAhead: files.MaxIO, MaxBackground: 64, DisableSplice: true, // our megabytes and a header exceed the largest pipe
-	}
+	opts := options("telemount")
+	opts.AllowOther, opts.DirectMountStrict = true, true
 	if info.Super {
 		// The server may do everything, so this kernel checks modes and owners as
 		// the pod's would. Otherwise it is the pod's user who may or may not.
 		opts.Options = append(opts.Options, "default_permissions")
 	}
+	v.server = !info.Super
 	if info.ReadOnly {
 		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
 	}
+	stable := v.stable(info.Root)
+	if err := m.mount(v.root, &stable, opts); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// options are those of every mount; source is what the mount table names it.
+func options(source string) fuse.MountOptions {
+	return fuse.MountOptions{
+		FsName: source, Name: "berth",
+		MaxWrite: files.MaxIO, MaxReadAhead: files.MaxIO, MaxBackground: 64, DisableSplice: true, // our megabytes and a header exceed the largest pipe
+	}
+}
+
+// mount mounts root; if that fails, the volumes are closed.
+func (m *Mount) mount(root fs.InodeEmbedder, stable *fs.StableAttr, opts fuse.MountOptions) (err error) {
 	negative := longTTL
-	m.server, err = fs.Mount(dir, m.root, &fs.Options{MountOptions: opts, NullPermissions: true, NegativeTimeout: &negative,
-		RootStableAttr: &fs.StableAttr{Ino: info.Root.Ino, Gen: info.Root.Birth}})
+	m.server, err = fs.Mount(m.dir, root, &fs.Options{MountOptions: opts, NullPermissions: true, NegativeTimeout: &negative, RootStableAttr: stable})
 	if err != nil {
-		c.Close()
-		return nil, fmt.Errorf("mount at %s: %w", dir, err)
+		for _, v := range m.volumes {
+			v.close()
+		}
+		return fmt.Errorf("mount at %s: %w", m.dir, err)
 	}
 	m.readahead()
-	go m.invalidate()
-	return m, nil
+	for _, v := range m.volumes {
+		go v.invalidate()
+	}
+	return nil
 }
 
 // readahead lets the kernel ask for whole megabytes, where it may be told to.
@@ -135,15 +117,10 @@ func (m *Mount) readahead() {
 
 // Close unmounts, lazily if the mount is busy, and ends the connection.
 func (m *Mount) Close() error {
-	err := unix.Unmount(m.dir, 0)
-	if err != nil {
-		err = unix.Unmount(m.dir, unix.MNT_DETACH)
+	err := Unmount(m.dir)
+	for _, v := range m.volumes {
+		v.close()
 	}
-	if errors.Is(err, unix.EINVAL) { // it is gone already
-		err = nil
-	}
-	m.c.Close() // what is still open gets EIO rather than waiting for us
-	close(m.done)
 	if err == nil {
 		gone := make(chan struct{})
 		go func() { m.server.Wait(); close(gone) }()
@@ -154,168 +131,3 @@ func (m *Mount) Close() error {
 	}
 	return err
 }
-
-// begin notes a request under way; the function that it returns says for how
-// long the answer may be kept.
-func (m *Mount) begin() (ttl func(told bool) time.Duration, end func()) {
-	m.active.Add(1)
-	e := m.epoch.Load()
-	return func(told bool) time.Duration {
-		switch {
-		case !told:
-			return shortTTL
-		case m.epoch.Load() != e:
-			return 0
-		}
-		return longTTL
-	}, func() { m.active.Add(-1) }
-}
-
-func (m *Mount) invalidate() {
-	for {
-		select {
-		case <-m.wake:
-		case <-m.done:
-			return
-		}
-		m.mu.Lock()
-		es := m.events
-		m.events = nil
-		m.mu.Unlock()
-		busy := m.active.Load() > 0
-		for _, e := range es {
-			m.apply(e)
-		}
-		if busy {
-			time.AfterFunc(100*time.Millisecond, func() {
-				for _, e := range es {
-					m.apply(e)
-				}
-			})
-		}
-	}
-}
-
-func (m *Mount) apply(e files.Event) {
-	if e.Tree {
-		m.dropBodies(e.Dir, true)
-		if n := m.find(e.Dir); n != nil {
-			n.forgetTree()
-		}
-		return
-	}
-	d := m.find(e.Dir)
-	if e.Name == "" {
-		if d != nil {
-			d.NotifyContent(-1, 0)
-		}
-		return
-	}
-	m.dropBodies(filepath.Join(e.Dir, e.Name), false)
-	if d == nil {
-		return
-	}
-	d.unknown(e.Name)
-	if c := d.GetChild(e.Name); c != nil {
-		n := c.Operations().(*node)
-		n.ver.Add(1)
-		c.NotifyContent(0, 0)
-		if c.IsDir() {
-			// Invalidating its name would take away what is mounted or working
-			// below it, so it is done for another directory only.
-			a, err := m.c.Stat(context.Background(), filepath.Join(e.Dir, e.Name))
-			if err == nil && n.is(a) {
-				d.NotifyContent(-1, 0)
-				return
-			}
-		}
-	}
-	d.NotifyEntry(e.Name)
-	d.NotifyContent(-1, 0)
-}
-
-func (m *Mount) find(path string) *node {
-	in := m.root.EmbeddedInode()
-	for path != "" && in != nil {
-		var name string
-		name, path, _ = strings.Cut(path, "/")
-		in = in.GetChild(name)
-	}
-	if in == nil {
-		return nil
-	}
-	return in.Operations().(*node)
-}
-
-func (n *node) forgetTree() {
-	n.mu.Lock()
-	n.list = nil
-	n.mu.Unlock()
-	n.ver.Add(1)
-	n.NotifyContent(0, 0)
-	for name, c := range n.Children() {
-		x := c.Operations().(*node)
-		x.forgetTree()
-		if c.IsDir() {
-			if p, ok := x.path(); ok {
-				if a, err := n.m.c.Stat(context.Background(), p); err == nil && x.is(a) {
-					continue
-				}
-			}
-		}
-		n.NotifyEntry(name)
-	}
-}
-
-func (m *Mount) body(path string) *body {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	b := m.bodies[path]
-	if b != nil && !b.attr.Watched && time.Since(b.at) > shortTTL {
-		return nil
-	}
-	return b
-}
-
-func (m *Mount) keepBody(path string, b *body) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if old := m.bodies[path]; old != nil {
-		old.old.Store(true)
-		m.bodySize -= len(old.data)
-	} else {
-		m.order = append(m.order, path)
-	}
-	m.bodies[path] = b
-	m.bodySize += len(b.data)
-	for (m.bodySize > bodyRoom || len(m.order) > 1<<16) && len(m.order) > 0 {
-		if x := m.bodies[m.order[0]]; x != nil {
-			m.bodySize -= len(x.data)
-			delete(m.bodies, m.order[0])
-			x.old.Store(true) // nobody would tell its readers of a change
-		}
-		m.order = m.order[1:]
-	}
-}
-
-func (m *Mount) dropBodies(path string, tree bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	drop := func(p string) {
-		if b := m.bodies[p]; b != nil {
-			b.old.Store(true)
-			m.bodySize -= len(b.data)
-			delete(m.bodies, p)
-		}
-	}
-	drop(path)
-	if tree {
-		for p := range m.bodies {
-			if path == "" || strings.HasPrefix(p, path+"/") {
-				drop(p)
-			}
-		}
-	}
-}
-
-func errno(err error) syscall.Errno { return files.Errno(err) }

@@ -18,7 +18,7 @@ import (
 // node is a file, directory or link that the kernel knows.
 type node struct {
 	fs.Inode
-	m   *Mount
+	m   *volume
 	ver atomic.Uint64 // counts changes of the content: what was read ahead under another is dropped
 
 	mu     sync.Mutex
@@ -54,7 +54,7 @@ func (l *listing) fresh() bool { return l.watched || time.Since(l.at) < shortTTL
 func (n *node) path() (string, bool) {
 	p := ""
 	in := n.EmbeddedInode()
-	for !in.IsRoot() {
+	for in != n.m.root.EmbeddedInode() {
 		name, parent := in.Parent()
 		if parent == nil {
 			return "", false
@@ -87,11 +87,11 @@ func (n *node) child(name string) (string, syscall.Errno) {
 // is tells whether a is of this very file.
 func (n *node) is(a files.Attr) bool {
 	s := n.StableAttr()
-	return n.IsRoot() || s.Ino == a.Ino && s.Gen == a.Birth && s.Mode == a.Mode&syscall.S_IFMT
+	return n == n.m.root || s == n.m.stable(a)
 }
 
-func fill(a files.Attr, o *fuse.Attr) {
-	o.Ino, o.Size, o.Blocks, o.Blksize = a.Ino, a.Size, a.Blocks, files.MaxIO
+func (v *volume) fill(a files.Attr, o *fuse.Attr) {
+	o.Ino, o.Size, o.Blocks, o.Blksize = v.ino(a), a.Size, a.Blocks, files.MaxIO
 	o.Mode, o.Nlink, o.Uid, o.Gid, o.Rdev = a.Mode, a.Nlink, a.UID, a.GID, a.Rdev
 	o.Atime, o.Atimensec = seconds(a.Atime)
 	o.Mtime, o.Mtimensec = seconds(a.Mtime)
@@ -108,11 +108,11 @@ func seconds(ns int64) (uint64, uint32) {
 
 // enter makes the inode of a and fills the entry.
 func (n *node) enter(ctx context.Context, a files.Attr, out *fuse.EntryOut, ttl func(bool) time.Duration) *fs.Inode {
-	fill(a, &out.Attr)
+	n.m.fill(a, &out.Attr)
 	out.SetEntryTimeout(ttl(a.Named))
 	out.SetAttrTimeout(ttl(a.Watched))
 	c := &node{m: n.m, attr: a}
-	in := n.NewInode(ctx, c, fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino, Gen: a.Birth})
+	in := n.NewInode(ctx, c, n.m.stable(a))
 	if x := in.Operations().(*node); x != c {
 		x.mu.Lock()
 		x.attr = a
@@ -151,6 +151,9 @@ func (n *node) set(name string, a *files.Attr) {
 
 // touched: our own writes changed what the parent's listing says of n.
 func (n *node) touched() {
+	if n == n.m.root {
+		return
+	}
 	if name, p := n.Parent(); p != nil {
 		p.Operations().(*node).unknown(name)
 	}
@@ -213,6 +216,9 @@ func (n *node) load(ctx context.Context, all bool) (*listing, syscall.Errno) {
 // Lookup answers from the directory's listing, which is asked for at the second
 // lookup that goes to the server.
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if in, no := n.mounted(ctx, name, out); in != nil || no != 0 {
+		return in, no
+	}
 	ttl, end := n.m.begin()
 	defer end()
 	a, found, ok := n.known(name)
@@ -274,7 +280,7 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	n.mu.Lock()
 	es := make([]fuse.DirEntry, 0, len(l.entries))
 	for name, a := range l.entries {
-		es = append(es, fuse.DirEntry{Name: name, Mode: a.Mode, Ino: a.Ino})
+		es = append(es, fuse.DirEntry{Name: name, Mode: a.Mode, Ino: n.m.ino(a)})
 	}
 	n.mu.Unlock()
 	sort.Slice(es, func(i, j int) bool { return es[i].Name < es[j].Name })
@@ -293,7 +299,7 @@ func (n *node) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) 
 	n.mu.Lock()
 	n.attr = a
 	n.mu.Unlock()
-	fill(a, &out.Attr)
+	n.m.fill(a, &out.Attr)
 	out.SetTimeout(ttl(a.Watched))
 	return 0
 }
@@ -320,6 +326,15 @@ func (n *node) stat(ctx context.Context, h *handle) (files.Attr, syscall.Errno) 
 		return a, 0
 	}
 	return files.Attr{}, syscall.ESTALE
+}
+
+// Access is asked for where this kernel does not check by itself: whoever asks, it
+// is the server's user who may or may not, and he is told when he does.
+func (n *node) Access(_ context.Context, mask uint32) syscall.Errno {
+	if mask&unix.W_OK != 0 && n.m.c.Info().ReadOnly {
+		return syscall.EROFS
+	}
+	return 0
 }
 
 func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
@@ -368,7 +383,7 @@ func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn,
 		n.m.dropBodies(p, false)
 	}
 	n.touched()
-	fill(a, &out.Attr)
+	n.m.fill(a, &out.Attr)
 	out.SetTimeout(ttl(a.Watched))
 	return 0
 }
@@ -395,7 +410,10 @@ func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 	return []byte(t), 0
 }
 
-func owner(ctx context.Context) files.Owner {
+func (v *volume) owner(ctx context.Context) files.Owner {
+	if v.server {
+		return files.Owner{}
+	}
 	if c, ok := fuse.FromContext(ctx); ok {
 		return files.Owner{UID: c.Uid, GID: c.Gid}
 	}
@@ -418,7 +436,7 @@ func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.En
 	}
 	ttl, end := n.m.begin()
 	defer end()
-	a, err := n.m.c.Mkdir(ctx, p, mode, owner(ctx))
+	a, err := n.m.c.Mkdir(ctx, p, mode, n.m.owner(ctx))
 	return n.made(ctx, name, a, err, out, ttl)
 }
 
@@ -429,7 +447,7 @@ func (n *node) Mknod(ctx context.Context, name string, mode, dev uint32, out *fu
 	}
 	ttl, end := n.m.begin()
 	defer end()
-	a, err := n.m.c.Mknod(ctx, p, mode, dev, owner(ctx))
+	a, err := n.m.c.Mknod(ctx, p, mode, dev, n.m.owner(ctx))
 	return n.made(ctx, name, a, err, out, ttl)
 }
 
@@ -440,13 +458,13 @@ func (n *node) Symlink(ctx context.Context, target, name string, out *fuse.Entry
 	}
 	ttl, end := n.m.begin()
 	defer end()
-	a, err := n.m.c.Symlink(ctx, target, p, owner(ctx))
+	a, err := n.m.c.Symlink(ctx, target, p, n.m.owner(ctx))
 	return n.made(ctx, name, a, err, out, ttl)
 }
 
 func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	t, ok := target.(*node)
-	if !ok {
+	if !ok || t.m != n.m {
 		return nil, syscall.EXDEV
 	}
 	from, ok := t.path()
@@ -489,7 +507,7 @@ func (n *node) Rmdir(ctx context.Context, name string) syscall.Errno {
 
 func (n *node) Rename(ctx context.Context, name string, to fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
 	d, ok := to.(*node)
-	if !ok {
+	if !ok || d.m != n.m {
 		return syscall.EXDEV
 	}
 	from, no := n.child(name)
