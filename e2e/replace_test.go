@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -154,15 +155,18 @@ func noHandler(t *testing.T) {
 }
 
 // No request is lost while the handler takes over: the old pod answers until
-// the agent is Ready and the handler runs.
+// the handler is ready. Once the engagement is active nothing comes to it.
 func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 	stop := make(chan struct{})
 	type tally struct {
 		v1, v2 int
+		late   int // asked for when it was active, and answered by the old pod
 		errs   []string
 	}
+	var active atomic.Bool
+	var since atomic.Int32 // answers to what was asked when it was active
 	done := make(chan tally)
 	go func() {
 		var n tally
@@ -173,19 +177,32 @@ func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
 				return
 			default:
 			}
+			now := active.Load()
 			got, err := cluster.Get(context.Background(), "http://frontend-v1")
 			switch {
 			case err != nil:
 				n.errs = append(n.errs, err.Error())
 			case strings.HasPrefix(got, "frontend v2"):
 				n.v2++
+			case now:
+				n.late++
 			default:
 				n.v1++
+			}
+			if now {
+				since.Add(1)
 			}
 		}
 	}()
 	p := ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
-	answers(t, time.Minute, "frontend v2")
+	for end := time.Now().Add(time.Minute); !strings.Contains(p.Output(), "\n  active "); {
+		if time.Now().After(end) || !p.Running() {
+			t.Fatalf("not active:\n%s", p.Output())
+		}
+		time.Sleep(time.Millisecond) // between two looks
+	}
+	active.Store(true)
+	rig.Eventually(t, time.Minute, "some answers since", func(context.Context) (bool, string) { return since.Load() >= 30, "" })
 	rig.Eventually(t, time.Minute, "the old pod is gone", func(ctx context.Context) (bool, string) {
 		d, err := cluster.Kube.AppsV1().Deployments("default").Get(ctx, "frontend-v1", metav1.GetOptions{})
 		if err != nil {
@@ -200,6 +217,9 @@ func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
 	close(stop)
 	n := <-done
 	t.Logf("%d answers of v1, %d of v2, %d errors", n.v1, n.v2, len(n.errs))
+	if n.late > 0 {
+		t.Errorf("%d answers of the old pod to what was asked when the engagement was active", n.late)
+	}
 	if len(n.errs) > 0 {
 		t.Errorf("requests lost: %v", n.errs)
 	}

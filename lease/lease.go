@@ -329,9 +329,14 @@ const (
 	RoleBeside = "agent-beside" // beside a container; ID is the JSON of an AgentID
 )
 
-// AgentRun tells an agent whether its handler runs: it is Ready only while it does.
+// AgentRun tells an agent in a container's place where what comes to its ports
+// goes: to the handler if it runs, else to the app in pods that are still there,
+// else nowhere. The agent is Ready while there is such a place. Its answer says
+// what holds now, of App those that it reaches.
 type AgentRun struct {
 	Run bool `json:"run"`
+	// App are addresses of pods with the app, as long as the handler does not run.
+	App []string `json:"app,omitempty"`
 }
 
 // AgentID is the ID that an agent beside a container gives in its hello.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -28,7 +29,7 @@ const (
 	// margin is what is left of the grace period when flows that are still open are
 	// given up, so that they are reset by us and not by SIGKILL.
 	margin = 2 * time.Second
-	// linger is how long an agent beside a container goes on after SIGTERM: for
+	// linger is how long an agent that the app is behind goes on after SIGTERM: for
 	// the news that the pod ends to reach those who send to it.
 	linger = 3 * time.Second
 	// orphaned is after how long without a manager an agent beside a container ends.
@@ -90,16 +91,23 @@ func (c config) hello() (tunnel.Hello, error) {
 // unready, takes no new flows and lets the open ones end.
 func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) error {
 	var handler atomic.Bool // the manager said that it runs
+	var app atomic.Bool     // connections go on to the app in other pods
+	ports := port.NewSet(cfg.engagement, l, log)
 	l.Serves = func(e string) bool { return e == cfg.engagement }
 	l.Down = func() { handler.Store(false) }
 	l.Methods = func(reg *tunnel.Registry) {
-		tunnel.Handle(reg, lease.MethodAgentRun, func(_ context.Context, q lease.AgentRun) (lease.AgentRun, error) {
+		tunnel.Handle(reg, lease.MethodAgentRun, func(ctx context.Context, q lease.AgentRun) (lease.AgentRun, error) {
+			passed := ports.Pass(ctx, cfg.ports, addresses(q.App))
+			app.Store(len(passed) > 0)
 			handler.Store(q.Run)
-			log.Info("the handler's state", "runs", q.Run)
+			log.Info("the handler's state", "runs", q.Run, "app", passed)
+			q.App = nil
+			for _, a := range passed {
+				q.App = append(q.App, a.String())
+			}
 			return q, nil
 		})
 	}
-	ports := port.NewSet(cfg.engagement, l, log)
 	if err := ports.Listen(cfg.ports); err != nil {
 		return err
 	}
@@ -107,7 +115,7 @@ func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger)
 	live, end := context.WithCancel(context.Background())
 	defer end()
 	g, live := errgroup.WithContext(live)
-	h := health.New(func() bool { return handler.Load() && ctx.Err() == nil })
+	h := health.New(func() bool { return (handler.Load() || app.Load()) && ctx.Err() == nil })
 	g.Go(func() error { return h.Serve(live, cfg.listen) })
 	g.Go(func() error { return l.Run(live) })
 	g.Go(func() error {
@@ -118,14 +126,30 @@ func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger)
 			ports.Close()
 			return nil
 		}
-		log.Info("no new flows; open ones may end", "open", ports.Open())
 		drain, cancel := context.WithTimeout(live, max(cfg.grace-margin, time.Second))
 		defer cancel()
+		if app.Load() { // given up: Services lead here until that has got around
+			select {
+			case <-time.After(min(linger, max(cfg.grace-margin, 0))):
+			case <-live.Done():
+			}
+		}
+		log.Info("no new flows; open ones may end", "open", ports.Open())
 		ports.Drain(drain)
 		return nil
 	})
 	log.Info("agent runs", "version", version, "ports", fmt.Sprint(cfg.ports))
 	return g.Wait()
+}
+
+// addresses are those of given that are some.
+func addresses(given []string) (out []netip.Addr) {
+	for _, s := range given {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // runBeside does what the manager says until SIGTERM, or until it is not needed

@@ -15,6 +15,7 @@ import (
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/discovery"
 	"berth.dev/services/manager/internal/engagement"
+	"berth.dev/services/manager/internal/entrance"
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/identity"
 	"berth.dev/services/manager/internal/inject"
@@ -78,7 +79,8 @@ func run(ctx context.Context, args []string) error {
 	}
 	var control *engagement.Controller
 	sessions := hub.New(func(h hub.Change) { control.Changed(h) })
-	control = engagement.New(view, sessions, hook.SelfTest, options)
+	entrances := entrance.New()
+	control = engagement.New(view, sessions, hook.SelfTest, entrances, options)
 	if err := control.Watch(); err != nil {
 		return err
 	}
@@ -88,7 +90,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	found := &discovery.Discovery{Client: client, PodIPs: view.PodIPs, Log: log}
-	srv := &tunnelserver.Server{Identity: id, Version: version, InstallationID: installation, Resolver: resolver, Cluster: view, Hub: sessions, ExcludeEnv: cfg.excludeEnv, Log: log,
+	srv := &tunnelserver.Server{Identity: id, Version: version, InstallationID: installation, Resolver: resolver, Cluster: view, Hub: sessions, Entrances: entrances, ExcludeEnv: cfg.excludeEnv, Log: log,
 		Discovery: found}
 	var ready atomic.Bool
 	g.Go(func() error { return hook.Serve(ctx, cfg.webhook) })

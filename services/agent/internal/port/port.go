@@ -81,6 +81,7 @@ type Set struct {
 	retired   bool
 	switched  bool // see Switch
 	to        *To
+	app       []netip.Addr // see Pass
 }
 
 // To is where the flows of a port that is listened on for ever go.
@@ -241,6 +242,9 @@ func (s *Set) header(kind tunnel.Kind, to To, local netip.Addr, peer netip.AddrP
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 func (s *Set) serve(c *net.TCPConn, as uint16, sort Sorter) {
+	if sort == nil && s.pass(c, as) {
+		return
+	}
 	var end tunnel.HalfCloser = c
 	to, ok := s.where(as)
 	if sort != nil {

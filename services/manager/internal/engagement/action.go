@@ -7,9 +7,7 @@ import (
 	"time"
 
 	"berth.dev/lease"
-	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/swap"
-	"berth.dev/tunnel"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -40,7 +38,7 @@ func (c *Controller) do(ctx context.Context, k Key, w *workload, s swap.State, a
 		for key, v := range original {
 			set[key] = v
 		}
-		annotations := map[string]any{lease.AnnotationLabels: nil}
+		annotations := map[string]any{lease.AnnotationLabels: nil, annotationRetired: nil}
 		if original[lease.LabelEngagement] == "" {
 			annotations[lease.AnnotationWorkload] = nil
 		}
@@ -106,19 +104,6 @@ func (w *workload) unselect(set map[string]string) map[string]any {
 	}
 }
 
-// tell tells the agents whether their handler runs, if they were told otherwise
-// or nothing: they are Ready only while it does and its client can be reached.
-func (c *Controller) tell(ctx context.Context, k Key, e *engagement) {
-	run := c.reached(k, e)
-	for _, a := range c.hub.Agents(e.spec.ID) {
-		told, ok := a.Told()
-		if ok && told == run || !ok && !run {
-			continue
-		}
-		c.tellOne(ctx, e, a, run)
-	}
-}
-
 // reached reports whether the handler runs and its client can be reached, for
 // which it may be away for a moment.
 func (c *Controller) reached(k Key, e *engagement) bool {
@@ -130,14 +115,4 @@ func (c *Controller) reached(k Key, e *engagement) bool {
 		c.queue.AddAfter(k, clientGrace-away+10*time.Millisecond)
 	}
 	return known && away < clientGrace
-}
-
-func (c *Controller) tellOne(ctx context.Context, e *engagement, a *hub.Agent, run bool) {
-	cctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := tunnel.Call[lease.AgentRun, lease.AgentRun](cctx, a.Session, lease.MethodAgentRun, lease.AgentRun{Run: run}); err != nil {
-		c.log.Warn("an agent was not told", "engagement", e.spec.ID, "pod", a.Pod, "err", err)
-		return // its session is on its way out, or the next tick tries again
-	}
-	a.SetTold(run)
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"berth.dev/lease"
+	"berth.dev/services/manager/internal/entrance"
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/inject"
 
@@ -60,10 +61,12 @@ type Controller struct {
 	client   kubernetes.Interface
 	hub      *hub.Hub
 	selfTest SelfTest
-	image    string // of the agent, for messages
-	options  inject.Options
-	log      *slog.Logger
-	queue    workqueue.TypedRateLimitingInterface[Key]
+	// entrances tell whether a workload's Services lead to its agents.
+	entrances *entrance.Observer
+	image     string // of the agent, for messages
+	options   inject.Options
+	log       *slog.Logger
+	queue     workqueue.TypedRateLimitingInterface[Key]
 
 	mu     sync.Mutex
 	memory map[Key]*memory
@@ -80,11 +83,14 @@ type memory struct {
 	restoring map[string]time.Time            // by engagement
 	trouble   map[string]time.Time            // by what is wrong, since when
 	beside    map[string]map[string]time.Time // the same of engagements beside containers, by their id
+
+	observing    string    // the engagement whose Services are looked at
+	observedFrom time.Time // since when
 }
 
 // New makes a controller on a view; the hub's changes are to be told to Changed.
-func New(view *View, h *hub.Hub, selfTest SelfTest, options inject.Options) *Controller {
-	c := &Controller{view: view, client: view.client, hub: h, selfTest: selfTest, image: options.Image, options: options, log: view.log, memory: map[Key]*memory{},
+func New(view *View, h *hub.Hub, selfTest SelfTest, entrances *entrance.Observer, options inject.Options) *Controller {
+	c := &Controller{view: view, client: view.client, hub: h, selfTest: selfTest, entrances: entrances, image: options.Image, options: options, log: view.log, memory: map[Key]*memory{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[Key](backoffFirst, backoffMost))}
 	return c
 }

@@ -45,7 +45,7 @@ func TestDiagnose(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := NewView(fake.NewClientset(), "berth", nil, slog.New(slog.DiscardHandler))
-				c := New(v, hub.New(func(hub.Change) {}), nil, inject.Options{Image: "agent:1"})
+				c := New(v, hub.New(func(hub.Change) {}), nil, nil, inject.Options{Image: "agent:1"})
 				defer c.queue.ShutDown()
 				k, e := Key{"ns", "Deployment", "web"}, &engagement{spec: lease.EngagementSpec{ID: "e", Container: "web"}}
 				m := &memory{trouble: map[string]time.Time{}}

@@ -169,6 +169,8 @@ func (c *Controller) podsOf(k Key, w *workload) map[string]*corev1.Pod {
 // state is the planner's view of the workload.
 func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, sidecars []inject.Sidecar, pods map[string]*corev1.Pod) swap.State {
 	s := swap.State{Method: w.method, Ordered: w.ordered, Replicas: w.replicas}
+	// Until the handler has the traffic the app is behind the agents.
+	needed := e != nil && !c.switched(e)
 	var arrived func(uid string) bool
 	if e != nil {
 		s.Want = e.spec.ID
@@ -199,12 +201,12 @@ func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, sidecar
 		}
 		if sp.Retired {
 			since, ok := m.retired[string(p.UID)]
-			if !ok {
+			if !ok || needed {
 				since = time.Now()
 				m.retired[string(p.UID)] = since
 			}
-			sp.Drained = time.Since(since) >= drainTime
-			if !sp.Drained && !sp.Deleting {
+			sp.Drained = !needed && time.Since(since) >= drainTime
+			if !sp.Drained && !sp.Deleting && !needed {
 				c.queue.AddAfter(k, drainTime-time.Since(since))
 			}
 		}
@@ -274,11 +276,12 @@ func (c *Controller) judge(ctx context.Context, k Key, w *workload, m *memory, e
 	}
 	slices.SortFunc(st.Pods, func(a, b lease.PodStatus) int { return strings.Compare(a.Name, b.Name) })
 
-	c.tell(ctx, k, e)
+	c.tell(ctx, k, w, e, st.Ports, s, pods)
 	switch {
-	case s.Done() && s.Arrived() && e.running():
+	case st.Phase == lease.Active: // what was reached stays, the pods say the rest
+	case s.Done() && s.Arrived() && c.switched(e) && c.observed(ctx, k, w, m, e, st.Ports, s, pods):
 		st.Phase = lease.Active
-	case st.Phase == lease.Active, st.Phase == lease.Prepared: // what was reached stays, the pods say the rest
+	case st.Phase == lease.Prepared:
 	case s.Arrived():
 		st.Phase = lease.Prepared
 	default:

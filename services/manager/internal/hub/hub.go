@@ -74,7 +74,7 @@ type Agent struct {
 	Sidecar   bool   // it came with the pod
 
 	mu       sync.Mutex
-	told     *bool             // what the agent has confirmed to have been told by agent.run
+	told     *lease.AgentRun   // what the agent has confirmed to have been told by agent.run
 	serve    *lease.AgentServe // and by agent.serve
 	served   lease.AgentServed // its answer
 	idle     time.Time         // since when it serves nothing
@@ -141,20 +141,20 @@ func (a *Agent) Idle() time.Duration {
 }
 
 // Told reports what the agent has confirmed last, if anything.
-func (a *Agent) Told() (run, ok bool) {
+func (a *Agent) Told() (q lease.AgentRun, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.told == nil {
-		return false, false
+		return q, false
 	}
 	return *a.told, true
 }
 
 // SetTold remembers what the agent has confirmed.
-func (a *Agent) SetTold(run bool) {
+func (a *Agent) SetTold(q lease.AgentRun) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.told = &run
+	a.told = &q
 }
 
 // New returns an empty hub that calls changed after each arrival and loss.

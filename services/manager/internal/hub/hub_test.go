@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"berth.dev/lease"
 	"berth.dev/tunnel"
 )
 
@@ -92,8 +93,8 @@ func TestAgentOfOnePodReplacesItself(t *testing.T) {
 	if _, ok := a.Told(); ok {
 		t.Error("told before it was")
 	}
-	a.SetTold(true)
-	if run, ok := a.Told(); !run || !ok {
+	a.SetTold(lease.AgentRun{Run: true})
+	if q, ok := a.Told(); !q.Run || !ok {
 		t.Error("forgotten")
 	}
 	removeFresh()

@@ -11,9 +11,13 @@
 // at once, while Services go on selecting the old one. When as many wanted pods
 // are Ready as there shall be replicas, released pods are retired (the labels
 // by which Services select them are taken off), given a moment for that to get
-// around, and deleted. If the engagement is given up before that, the released
-// pods are adopted again (labels put back) and the agent's pods deleted:
-// nothing was restarted.
+// around, and deleted. If the engagement is given up before that, those pods
+// are adopted again (labels put back) and the agent's pods deleted: nothing was
+// restarted.
+//
+// An agent is Ready before its handler runs where it passes what comes on to the
+// app in released and retired pods; those are not drained then, however long
+// they have been retired (see Pod.Drained).
 //
 // # Recreate
 //
@@ -42,7 +46,7 @@ type Pod struct {
 	Released  bool   // taken out of its ReplicaSet
 	Adoptable bool   // the ReplicaSet it was taken from still wants replicas
 	Retired   bool   // taken out of its Services
-	Drained   bool   // retired long enough ago
+	Drained   bool   // retired long enough ago, and no agent needs it any more
 	Selected  bool   // at least one Service selects it
 	Ready     bool
 	Arrived   bool // its agent has a session with the manager
@@ -168,23 +172,27 @@ func Plan(s State) []Action {
 func surge(s State, r *sorted) []Action {
 	var plan []Action
 	need := s.Replicas - len(r.fresh)
-	var bridging []Pod
-	for _, p := range r.released {
-		if need <= 0 || !p.Adoptable || !p.Ready || p.Mark != s.Want {
-			bridging = append(bridging, p)
-			continue
+	// adopt takes back what it can of pods, and returns the others.
+	adopt := func(pods []Pod) (rest []Pod) {
+		for _, p := range pods {
+			if need <= 0 || !p.Adoptable || !p.Ready || p.Mark != s.Want {
+				rest = append(rest, p)
+				continue
+			}
+			plan = append(plan, Action{Adopt, p.Name})
+			r.fresh = append(r.fresh, p)
+			need--
+			if len(r.stale) > 0 {
+				// The labels first: the ReplicaSet then has one too many, and by its
+				// own rules deletes one that is not Ready, if ours comes too late.
+				plan = append(plan, Action{Delete, r.stale[0].Name})
+				r.stale = r.stale[1:]
+			}
 		}
-		plan = append(plan, Action{Adopt, p.Name})
-		r.fresh = append(r.fresh, p)
-		need--
-		if len(r.stale) > 0 {
-			// The labels first: the ReplicaSet then has one too many, and by its
-			// own rules deletes one that is not Ready, if ours comes too late.
-			plan = append(plan, Action{Delete, r.stale[0].Name})
-			r.stale = r.stale[1:]
-		}
+		return rest
 	}
-	r.released = bridging
+	r.released = adopt(r.released)
+	r.retired = adopt(r.retired)
 	enough := ready(r.fresh) >= s.Replicas
 	for _, p := range r.stale {
 		if enough {

@@ -3,6 +3,7 @@ package swap
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -41,6 +42,12 @@ func TestPlan(t *testing.T) {
 		{"given up before the swap: the old pod is taken back, the agent deleted",
 			State{Replicas: 1, Want: "", Pods: []Pod{rel("a"), agent("x")}},
 			[]Action{{Adopt, "a"}, {Delete, "x"}}, false},
+		{"given up while the app is behind the agent: the old pod is taken back into its Services, the agent deleted",
+			State{Replicas: 1, Want: "", Pods: []Pod{set(rel("a"), func(p *Pod) { p.Retired, p.Selected = true, false }), ready(agent("x"))}},
+			[]Action{{Adopt, "a"}, {Delete, "x"}}, false},
+		{"given up, one old pod retired, the other not",
+			State{Replicas: 2, Want: "", Pods: []Pod{rel("a"), set(rel("b"), func(p *Pod) { p.Retired, p.Selected = true, false }), ready(agent("x")), agent("y")}},
+			[]Action{{Adopt, "a"}, {Delete, "y"}, {Adopt, "b"}, {Delete, "x"}}, false},
 		{"given up, and the cluster has refused to create the agent's pod",
 			State{Replicas: 1, Want: "", Pods: []Pod{rel("a")}},
 			[]Action{{Adopt, "a"}}, false},
@@ -108,11 +115,13 @@ func TestPlan(t *testing.T) {
 
 // The whole life of an engagement against a ReplicaSet that behaves as the real
 // one: at every step at least `replicas` pods serve, and it comes to an end,
-// also when it is given up after any number of steps.
+// also when it is given up after any number of steps, before or after the handler
+// has the traffic.
 func TestSurgeNeverServesLess(t *testing.T) {
-	for _, replicas := range []int{1, 2, 5} {
+	for _, tt := range []struct{ replicas, handlerAfter int }{{1, 0}, {2, 0}, {5, 0}, {1, 4}, {2, 8}, {5, 20}} {
 		for giveUp := range 12 {
-			t.Run(fmt.Sprintf("%d replicas, given up after %d", replicas, giveUp), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%d replicas, handler after %d, given up after %d", tt.replicas, tt.handlerAfter, giveUp), func(t *testing.T) {
+				replicas := tt.replicas
 				w := &world{replicas: replicas}
 				w.create("", replicas)
 				for i := range w.pods {
@@ -123,6 +132,10 @@ func TestSurgeNeverServesLess(t *testing.T) {
 					if step == giveUp {
 						want = ""
 					}
+					if step >= tt.handlerAfter && want != "" {
+						w.handler = true
+					}
+					w.drain(want != "" && !w.handler)
 					s := State{Method: Surge, Replicas: replicas, Want: want, Pods: w.pods}
 					if want == "" && s.Done() && len(w.pods) == replicas {
 						return
@@ -143,7 +156,15 @@ func TestSurgeNeverServesLess(t *testing.T) {
 
 type world struct {
 	replicas, made int
+	handler        bool // has the traffic; until then agents pass it on to the app
 	pods           []Pod
+}
+
+// drain lets time pass for retired pods, unless they are needed.
+func (w *world) drain(needed bool) {
+	for i := range w.pods {
+		w.pods[i].Drained = w.pods[i].Retired && !needed
+	}
 }
 
 func (w *world) create(mark string, n int) {
@@ -155,8 +176,9 @@ func (w *world) create(mark string, n int) {
 
 func (w *world) serving() int {
 	n := 0
+	app := slices.ContainsFunc(w.pods, func(p Pod) bool { return p.Mark == "" && p.Ready })
 	for _, p := range w.pods {
-		if p.Ready && p.Selected {
+		if p.Ready && p.Selected && (p.Mark == "" || w.handler || app) {
 			n++
 		}
 	}
@@ -172,9 +194,9 @@ func (w *world) do(a Action) {
 		case Release:
 			p.Released = true
 		case Adopt:
-			p.Released = false
+			p.Released, p.Retired, p.Selected = false, false, true
 		case Retire:
-			p.Retired, p.Selected, p.Drained = true, false, true
+			p.Retired, p.Selected = true, false
 		case Delete:
 			w.pods = append(w.pods[:i:i], w.pods[i+1:]...)
 		}

@@ -139,6 +139,10 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeDenied, "an agent opens flows of its own engagements only")
 		return
 	}
+	if h.Kind == tunnel.KindTCP && s.Entrances.Took(h.Engagement, h.Src) {
+		r.Refuse(tunnel.CodeRefused, "the manager's own, which has seen it")
+		return
+	}
 	// Not asked of the Lease: that may be gone while the pod's last connections
 	// still come in, and the client has the last word in any case.
 	vif := s.Hub.VIF(connection)

@@ -26,6 +26,7 @@ import (
 
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/discovery"
+	"berth.dev/services/manager/internal/entrance"
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/services/manager/internal/proof"
 	"berth.dev/tunnel"
@@ -54,6 +55,7 @@ type Server struct {
 	Discovery      *discovery.Discovery
 	Cluster        Cluster
 	Hub            *hub.Hub
+	Entrances      *entrance.Observer
 	ExcludeEnv     []string // variables that never leave the cluster: patterns of path.Match
 	Log            *slog.Logger
 

@@ -16,6 +16,7 @@ import (
 
 	"berth.dev/lease"
 	"berth.dev/services/manager/internal/discovery"
+	"berth.dev/services/manager/internal/entrance"
 	"berth.dev/services/manager/internal/hub"
 	"berth.dev/tunnel"
 
@@ -88,7 +89,7 @@ func start(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	srv := &Server{Identity: id, Version: "1", InstallationID: "i", Resolver: discovery.Resolver{Domain: "cluster.local"}, Log: log,
+	srv := &Server{Entrances: entrance.New(), Identity: id, Version: "1", InstallationID: "i", Resolver: discovery.Resolver{Domain: "cluster.local"}, Log: log,
 		Cluster: &cluster{pins: []string{string(client.Pin())}}, Hub: hub.New(func(hub.Change) {}),
 		Discovery: &discovery.Discovery{Client: fake.NewClientset(), PodIPs: func() []netip.Addr { return nil }, Log: log}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -169,7 +170,7 @@ func TestWhoMayCome(t *testing.T) {
 }
 
 func TestAllowedDestinations(t *testing.T) {
-	s := &Server{Resolver: discovery.Resolver{Servers: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}}
+	s := &Server{Entrances: entrance.New(), Resolver: discovery.Resolver{Servers: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}}
 	for addr, want := range map[string]bool{
 		"10.96.0.10": true, "fd00::1": true, "8.8.8.8": true, "169.254.20.10": true,
 		"127.0.0.1": false, "::1": false, "169.254.169.254": false, "fe80::1": false, "0.0.0.0": false, "224.0.0.1": false, "::ffff:127.0.0.1": false,
