@@ -191,7 +191,7 @@ func (s *Session) readOpen(h frameHeader, b []byte) error {
 	case s.accept <- &Request{Header: header, st: st}:
 		return nil
 	default:
-		st.end(&RefusedError{Code: CodeBusy}, false)
+		st.end(&RefusedError{Code: CodeBusy}, false, false)
 		return s.refuseBusy(h.id, "too many streams wait to be accepted")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -26,6 +27,9 @@ type HalfCloser interface {
 // any other failure) of one end at once as a reset of the other. sent counts
 // bytes from a to b.
 //
+// What one end sent before its reset reaches the other first, as far as that one
+// takes it without delay, and so does what a stream has queued.
+//
 // err is nil after an orderly end, else what failed first.
 //
 // A reset of a TCP end is noticed when it is read or written, so not while the
@@ -40,6 +44,7 @@ func Relay(a, b HalfCloser) (sent, received int64, err error) {
 			resetEnd(b, code)
 		})
 	}
+	x := &crossing{fail: fail, of: map[HalfCloser]*crossingEnd{a: {read: make(chan struct{})}, b: {read: make(chan struct{})}}}
 	var watchers sync.WaitGroup
 	var stops []func() bool
 	for _, end := range []HalfCloser{a, b} {
@@ -47,7 +52,10 @@ func Relay(a, b HalfCloser) (sent, received int64, err error) {
 			// The far side's reset should not wait for a copy that is stuck
 			// in the other end.
 			watchers.Add(1)
-			stops = append(stops, s.afterEnd(func(cause error) { fail(cause); watchers.Done() }))
+			stops = append(stops, s.afterEnd(func(cause error) {
+				defer watchers.Done()
+				x.failAfter(end, cause)
+			}))
 		}
 	}
 	defer func() {
@@ -61,8 +69,8 @@ func Relay(a, b HalfCloser) (sent, received int64, err error) {
 		watchers.Wait()
 	}()
 	var wg sync.WaitGroup
-	wg.Go(func() { sent = copyOneWay(b, a, fail) })
-	received = copyOneWay(a, b, fail)
+	wg.Go(func() { sent = x.copy(b, a) })
+	received = x.copy(a, b)
 	wg.Wait()
 	// Taking once's turn also waits for a watcher that is amid failing.
 	once.Do(func() {
@@ -72,31 +80,90 @@ func Relay(a, b HalfCloser) (sent, received int64, err error) {
 	return sent, received, err
 }
 
-// copyOneWay copies until EOF and passes that on.
-func copyOneWay(dst, src HalfCloser, fail func(error)) int64 {
-	n, err := copyBytes(dst, src)
-	if err != nil {
-		fail(err)
-		return n
+// resetGrace is how long what an end sent before its reset may take to get into the
+// other end. What that one does not take was never acknowledged to anyone.
+const resetGrace = 200 * time.Millisecond
+
+// crossing is the two copies of a Relay.
+type crossing struct {
+	fail    func(error)
+	of      map[HalfCloser]*crossingEnd
+	failing atomic.Bool
+}
+
+type crossingEnd struct {
+	read     chan struct{} // closed when the copy out of this end is through
+	finished atomic.Bool   // FIN was sent into it
+}
+
+// failAfter fails once what end had sent is read, or resetGrace has passed.
+func (x *crossing) failAfter(end HalfCloser, cause error) {
+	x.failing.Store(true)
+	select {
+	case <-x.of[end].read:
+	case <-time.After(resetGrace):
 	}
-	// A failure here is of an end that is gone, which the other direction
-	// finds out in its own words.
-	_ = dst.CloseWrite()
+	x.fail(cause)
+}
+
+// copy copies one way until EOF and passes that on.
+func (x *crossing) copy(dst, src HalfCloser) int64 {
+	n, inDst, err := copyBytes(dst, src)
+	if err == nil && closed(src) && !x.of[src].finished.Load() {
+		// It was reset, the error went to who was writing, and to who reads it
+		// seems to have ended in good order.
+		err = fmt.Errorf("read: %w", syscall.ECONNRESET)
+	}
+	close(x.of[src].read)
+	switch s, ok := dst.(*Stream); {
+	case err == nil:
+		x.of[dst].finished.Store(true)
+		// A failure here is of an end that is gone, which the other direction
+		// finds out in its own words.
+		if !x.failing.Load() {
+			_ = dst.CloseWrite()
+		}
+	case ok && s.broken.Load(): // its watcher fails
+	case inDst:
+		x.failAfter(dst, err)
+	default:
+		x.fail(err)
+	}
 	return n
 }
 
-func copyBytes(dst, src HalfCloser) (int64, error) {
+// copyBytes copies until EOF; inDst says that err is of writing to an end that is
+// no stream.
+func copyBytes(dst, src HalfCloser) (n int64, inDst bool, err error) {
 	if s, ok := src.(*Stream); ok {
-		return s.WriteTo(dst)
+		w := &onlyWriter{w: dst}
+		n, err = s.WriteTo(w)
+		return n, w.failed, err
 	}
 	if s, ok := dst.(*Stream); ok {
-		return s.ReadFrom(src)
+		n, err = s.ReadFrom(src)
+		return n, false, err
 	}
-	return io.Copy(dst, src) // splice(2) between sockets
+	n, err = io.Copy(dst, src) // splice(2) between sockets
+	return n, false, err
+}
+
+// onlyWriter remembers whether it was writing that failed.
+type onlyWriter struct {
+	w      io.Writer
+	failed bool
+}
+
+func (o *onlyWriter) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	o.failed = err != nil
+	return n, err
 }
 
 func resetEnd(end HalfCloser, code Code) {
 	switch e := end.(type) {
+	case *Stream:
+		e.resetAfterQueued(code)
 	case interface{ Reset(Code) }:
 		e.Reset(code)
 	case interface{ SetLinger(int) error }:

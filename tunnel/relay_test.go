@@ -94,6 +94,27 @@ func TestRelayReset(t *testing.T) {
 	}
 }
 
+// What was sent before a reset arrives before it, as it does without a tunnel:
+// programs send their last words and close with an answer unread, which resets.
+func TestRelayBytesBeforeReset(t *testing.T) {
+	const last = 10_000
+	for range 50 {
+		app, server, done := relayed(t)
+		mustWrite(t, server, "never read") // the other way is busy too
+		mustWrite(t, app, string(make([]byte, last)))
+		app.SetLinger(0)
+		app.Close()
+		n, err := io.Copy(io.Discard, server)
+		wantErr(t, "read", err, syscall.ECONNRESET)
+		if n != last {
+			t.Fatalf("%d of %d bytes arrived", n, last)
+		}
+		for range 2 {
+			wantErr(t, "relay", <-done, syscall.ECONNRESET)
+		}
+	}
+}
+
 // The reset overtakes bytes that are stuck behind an app that does not read.
 func TestRelayResetWhileStuck(t *testing.T) {
 	near, far := link(t, "tls", Config{})

@@ -38,7 +38,7 @@ func (r *Request) Refuse(code Code, msg string) {
 		return
 	}
 	st := r.st
-	if st.end(&RefusedError{Code: code, Message: msg}, false) {
+	if st.end(&RefusedError{Code: code, Message: msg}, false, false) {
 		st.sess.w.addControl(true, appendMessage(nil, frameRefuse, st.id, code, msg)...)
 	}
 }

@@ -16,7 +16,7 @@ var (
 
 // sendable says whether the scheduler would find something. writer.mu is held,
 // as in all that follows here.
-func (s *Stream) sendable() bool { return len(s.sendq) > 0 || s.finQueued && !s.finSent }
+func (s *Stream) sendable() bool { return len(s.sendq) > 0 || s.finQueued && !s.finSent || s.resetDue }
 
 func (s *Stream) headLen() int {
 	if len(s.sendq) == 0 {

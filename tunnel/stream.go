@@ -26,6 +26,7 @@ type Stream struct {
 	opened  chan struct{}
 
 	ends   atomic.Uint32 // sendEnded, recvEnded
+	broken atomic.Bool   // reset by either end, or the session has ended
 	growth atomic.Int64  // window beyond cfg.Window
 
 	// The receiving half.
@@ -58,6 +59,8 @@ type Stream struct {
 	writing    bool // a Write owns the right to queue
 	finQueued  bool
 	finSent    bool
+	resetDue   bool // RESET with resetCode follows what is queued
+	resetCode  Code
 	sendErr    error // reset, STOP or session end
 	sendClosed error // what Write returns after CloseWrite or Close
 	writeLimit deadline
@@ -93,17 +96,32 @@ func (s *Stream) Close() error {
 // Reset ends both directions at once and drops what is queued. The far side's
 // Read and Write fail with a *ResetError.
 func (s *Stream) Reset(code Code) {
-	if s.end(net.ErrClosed, true) {
+	if s.end(net.ErrClosed, true, false) {
 		s.sess.w.addControl(true, appendFrame(nil, frameReset, false, s.id, byte(code))...)
 	}
 }
 
+// resetAfterQueued is Reset, but what Write has taken still leaves first, as what
+// TCP has acknowledged before an RST does. It needs no credit for that, so nobody
+// can hold it up.
+func (s *Stream) resetAfterQueued(code Code) {
+	if !s.end(net.ErrClosed, true, true) {
+		return
+	}
+	w := s.sess.w
+	w.mu.Lock()
+	s.resetDue, s.resetCode = true, code
+	w.enlist(s)
+	w.kick(true)
+}
+
 // resetByPeer handles RESET.
-func (s *Stream) resetByPeer(code Code) { s.end(&ResetError{Code: code}, false) }
+func (s *Stream) resetByPeer(code Code) { s.end(&ResetError{Code: code}, false, false) }
 
 // sessionEnded fails all calls; what is queued may still leave, see
 // Session.Close.
 func (s *Stream) sessionEnded(err error) {
+	s.broken.Store(true)
 	s.sess.w.mu.Lock()
 	if s.sendErr == nil {
 		s.sendErr = err
@@ -115,17 +133,19 @@ func (s *Stream) sessionEnded(err error) {
 	s.endRead(err, false)
 }
 
-// end makes both directions fail with err. It returns false when both had
-// ended before, in which case nothing is to be sent to the peer.
-func (s *Stream) end(err error, local bool) bool {
+// end makes both directions fail with err; what is queued is dropped or kept. It
+// returns false when both had ended before, in which case nothing is to be sent to
+// the peer.
+func (s *Stream) end(err error, local, keep bool) bool {
 	const both = sendEnded | recvEnded
+	s.broken.Store(true)
 	live := s.ends.Or(both) != both
 	w := s.sess.w
 	w.mu.Lock()
 	if s.sendErr == nil {
 		s.sendErr = err
 	}
-	if live {
+	if live && !keep {
 		for i, c := range s.sendq {
 			w.queued -= c.len()
 			w.sess.pool.put(c)
@@ -233,7 +253,7 @@ func (s *Stream) refused(code Code, msg string) error {
 	if !waits {
 		return protocolErrorf("REFUSE of stream %d, which does not wait for an answer", s.id)
 	}
-	s.end(&RefusedError{Code: code, Message: msg}, false)
+	s.end(&RefusedError{Code: code, Message: msg}, false, false)
 	return nil
 }
 

@@ -220,6 +220,12 @@ func (w *writer) build() {
 	clear(w.grants[left:])
 	w.grants = w.grants[:left]
 	emit := func(s *Stream) int {
+		defer func() {
+			if s.resetDue && len(s.sendq) == 0 {
+				s.resetDue = false
+				w.scratch = appendFrame(w.scratch, frameReset, false, s.id, byte(s.resetCode))
+			}
+		}()
 		c, fin := w.take(s)
 		if c == nil {
 			if fin {
