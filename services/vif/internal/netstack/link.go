@@ -2,7 +2,6 @@ package netstack
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"os"
@@ -28,8 +27,8 @@ const (
 )
 
 // link is netstack's link endpoint on the TUN. Packets of any length pass whole
-// in both directions; checksums are left to the kernel, which computes none for
-// what never leaves the machine.
+// in both directions; TCP's checksums are left to the kernel, which computes none
+// for what never leaves the machine.
 type link struct {
 	dev *tun.Device
 	log *slog.Logger
@@ -54,8 +53,11 @@ func (l *link) SetOnCloseAction(func())                 {}
 func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
 func (l *link) AddHeader(*stack.PacketBuffer)           {}
 func (l *link) ParseHeader(*stack.PacketBuffer) bool    { return true }
+
+// Not CapabilityTXChecksumOffload, which concerns all but TCP with GSO: a datagram
+// that needs fragments has to have its checksum before it is cut.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
-	return stack.CapabilityRXChecksumOffload | stack.CapabilityTXChecksumOffload
+	return stack.CapabilityRXChecksumOffload
 }
 
 func (l *link) Attach(d stack.NetworkDispatcher) {
@@ -130,26 +132,19 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	return n, nil
 }
 
+// write hands a packet to the kernel. Of TCP, netstack leaves the checksum to it, and
+// the cutting of what is longer than a segment; of all else the checksum is there.
 func (l *link) write(pkt *stack.PacketBuffer) error {
 	var h tun.Header
-	network, transport := pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
-	offset := 0
-	switch pkt.TransportProtocolNumber {
-	case header.TCPProtocolNumber:
-		offset = header.TCPChecksumOffset
-	case header.UDPProtocolNumber:
-		offset = 6
-	}
-	if offset > 0 && len(transport) > offset { // not so for fragments
-		length := uint16(len(transport) + pkt.Data().Size())
-		binary.BigEndian.PutUint16(transport[offset:], pseudoHeaderSum(network, pkt.TransportProtocolNumber, length))
+	if g := pkt.GSOOptions; g.Type != stack.GSONone && g.NeedsCsum {
+		network, transport := len(pkt.NetworkHeader().Slice()), len(pkt.TransportHeader().Slice())
 		h = tun.Header{
 			Flags:          tun.FlagNeedsChecksum,
-			HeaderLength:   uint16(len(network) + len(transport)),
-			ChecksumStart:  uint16(len(network)),
-			ChecksumOffset: uint16(offset),
+			HeaderLength:   uint16(network + transport),
+			ChecksumStart:  uint16(network),
+			ChecksumOffset: g.CsumOffset,
 		}
-		if g := pkt.GSOOptions; g.Type != stack.GSONone && pkt.Data().Size() > int(g.MSS) {
+		if pkt.Data().Size() > int(g.MSS) {
 			h.Segment, h.SegmentSize = tun.SegmentTCP4, g.MSS
 			if g.Type == stack.GSOTCPv6 {
 				h.Segment = tun.SegmentTCP6
@@ -157,13 +152,4 @@ func (l *link) write(pkt *stack.PacketBuffer) error {
 		}
 	}
 	return l.dev.Write(h, pkt.AsSlices()...)
-}
-
-func pseudoHeaderSum(network []byte, proto tcpip.TransportProtocolNumber, length uint16) uint16 {
-	if network[0]>>4 == 4 {
-		h := header.IPv4(network)
-		return header.PseudoHeaderChecksum(proto, h.SourceAddress(), h.DestinationAddress(), length)
-	}
-	h := header.IPv6(network)
-	return header.PseudoHeaderChecksum(proto, h.SourceAddress(), h.DestinationAddress(), length)
 }

@@ -329,8 +329,8 @@ func TestTunnelLost(t *testing.T) {
 	}
 }
 
-func udpServer(t testing.TB) string {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+func udpServer(t testing.TB, loopback string) string {
+	pc, err := net.ListenPacket("udp", net.JoinHostPort(loopback, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -354,21 +354,23 @@ func TestUDP(t *testing.T) {
 	for _, mtu := range []int{1500, 65520} {
 		t.Run(fmt.Sprint("MTU ", mtu), func(t *testing.T) {
 			newWorld(t, mtu)
-			c, err := net.Dial("udp", net.JoinHostPort(service, udpServer(t)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
 			buf := make([]byte, 64<<10)
-			for _, size := range []int{0, 1, 512, 1232, 1400, 1472, 1473, 4096, 8972, 20000, 60000} {
-				p := bytes.Repeat([]byte{byte(size), 7}, size/2+1)[:size]
-				if _, err := c.Write(p); err != nil {
-					t.Fatalf("%d bytes: %v", size, err)
+			for host, loopback := range map[string]string{service: "127.0.0.1", service6: "::1"} {
+				c, err := net.Dial("udp", net.JoinHostPort(host, udpServer(t, loopback)))
+				if err != nil {
+					t.Fatal(err)
 				}
-				_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
-				n, err := c.Read(buf)
-				if err != nil || !bytes.Equal(buf[:n], p) {
-					t.Fatalf("sent %d bytes, got %d back, %v", size, n, err)
+				defer c.Close()
+				for _, size := range []int{0, 1, 512, 1232, 1400, 1472, 1473, 4096, 8972, 20000, 60000, 65507} {
+					p := bytes.Repeat([]byte{byte(size), 7}, size/2+1)[:size]
+					if _, err := c.Write(p); err != nil {
+						t.Fatalf("%s: %d bytes: %v", host, size, err)
+					}
+					_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+					n, err := c.Read(buf)
+					if err != nil || !bytes.Equal(buf[:n], p) {
+						t.Fatalf("%s: sent %d bytes, got %d back, %v", host, size, n, err)
+					}
 				}
 			}
 			t.Run("closed port is ECONNREFUSED", func(t *testing.T) {
