@@ -27,6 +27,9 @@
 //	probe loop FILE SECONDS         writes, syncs and reads records; none is torn
 //	probe whoami                    asks the API server, with client-go
 //	probe apart                     writes "out" to stdout and "err" to stderr
+//	probe counterpart PORT          the server of conform; see counterpart.go
+//	probe conform HOST PORT DEAD-IP BYTES [CASES]
+//	                                all that a client can do with it, and what it saw, as JSON
 package main
 
 import (
@@ -49,6 +52,7 @@ import (
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 func main() {
@@ -107,9 +111,9 @@ func run(args []string) error {
 	case "udp":
 		return udp(arg(1), arg(2), arg(3))
 	case "ping":
-		return ping(arg(1))
+		return ping(arg(1), 5)
 	case "noping":
-		if ping(arg(1)) == nil {
+		if ping(arg(1), 5) == nil {
 			return fmt.Errorf("%s answered", arg(1))
 		}
 		return nil
@@ -143,6 +147,10 @@ func run(args []string) error {
 		fmt.Println("out")
 		fmt.Fprintln(os.Stderr, "err")
 		return nil
+	case "counterpart":
+		return serveCounterpart(arg(1))
+	case "conform":
+		return conform(arg(1), arg(2), arg(3), arg(4), arg(5))
 	}
 	return fmt.Errorf("unknown word %q", args[0])
 }
@@ -284,30 +292,38 @@ func udp(addr, text, want string) error {
 	return fmt.Errorf("no %q from %s", want, addr)
 }
 
-func ping(ip string) error {
-	c, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+// ping has an echo request of size bytes answered, within two seconds.
+func ping(ip string, size int) error {
+	network, listen, proto := "ip4:icmp", "0.0.0.0", 1 // IANA protocol numbers
+	var ask, answer icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
+	to := net.ParseIP(ip)
+	if to.To4() == nil {
+		network, listen, proto = "ip6:ipv6-icmp", "::", 58
+		ask, answer = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+	}
+	c, err := icmp.ListenPacket(network, listen)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	id := os.Getpid() & 0xffff
-	msg, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: 1, Data: []byte("berth")}}).Marshal(nil)
+	id, data := os.Getpid()&0xffff, bytes.Repeat([]byte("b"), size)
+	msg, err := (&icmp.Message{Type: ask, Body: &icmp.Echo{ID: id, Seq: 1, Data: data}}).Marshal(nil)
 	if err != nil {
 		return err
 	}
-	if _, err := c.WriteTo(msg, &net.IPAddr{IP: net.ParseIP(ip)}); err != nil {
+	if _, err := c.WriteTo(msg, &net.IPAddr{IP: to}); err != nil {
 		return err
 	}
 	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
-	buf := make([]byte, 1500)
+	buf := make([]byte, 65536)
 	for {
 		n, from, err := c.ReadFrom(buf)
 		if err != nil {
 			return err
 		}
-		m, err := icmp.ParseMessage(1, buf[:n])
-		if err == nil && m.Type == ipv4.ICMPTypeEchoReply && from.String() == ip {
-			if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && string(e.Data) == "berth" {
+		m, err := icmp.ParseMessage(proto, buf[:n])
+		if err == nil && m.Type == answer && from.String() == ip {
+			if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && bytes.Equal(e.Data, data) {
 				return nil
 			}
 		}

@@ -646,3 +646,37 @@ func cpu() time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// Last words and a reset: what was sent before it arrives before it.
+func TestBytesBeforeReset(t *testing.T) {
+	newWorld(t, 65520)
+	type end struct {
+		n   int64
+		err error
+	}
+	ends := make(chan end, 1)
+	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
+		_, _ = c.Write([]byte("ready"))
+		n, err := io.Copy(io.Discard, c)
+		ends <- end{n, err}
+	})
+	for i := range 200 {
+		c := dial(t, service, port)
+		if _, err := io.ReadFull(c, make([]byte, len("ready"))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		select {
+		case e := <-ends:
+			if e.n != 100 || !errors.Is(e.err, syscall.ECONNRESET) {
+				t.Fatalf("connection %d: %d bytes, then %v", i, e.n, e.err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("connection %d: nothing arrived", i)
+		}
+	}
+}
