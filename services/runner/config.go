@@ -41,6 +41,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
 	fs.StringVar(&c.standby, "standby", "", "run as a process of this machine, and listen at `SOCKET` for its vif")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process")
+	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
@@ -53,6 +54,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.volumeDriver != volplugin.Driver {
 		c.volumePlugin = volplugin.None
+	}
+	if err := take(os.Stdin); err != nil {
+		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {
