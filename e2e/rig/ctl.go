@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,7 @@ type Ctl struct {
 	Path       string
 	Kubeconfig string
 	Env        []string
+	Within     []string            // a command that runs another one, as nsenter(1) does; empty: none
 	Dir        string              // where it is run; empty: where the test is
 	Credential *syscall.Credential // nil: the test's own user
 }
@@ -49,7 +51,8 @@ func (r Result) String() string {
 }
 
 func (c *Ctl) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, c.Path, args...)
+	argv := append(append(slices.Clone(c.Within), c.Path), args...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), append([]string{"KUBECONFIG=" + c.Kubeconfig}, c.Env...)...)
 	cmd.Dir = c.Dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.Credential, Setpgid: true}
