@@ -233,6 +233,10 @@ type State struct {
 	Engagements []Engagement `json:"engagements"`
 }
 
+// ShortNames is the search domain by which programs of a machine, and handlers with
+// a network of their own, find services of the connected namespace by bare names.
+const ShortNames = "tel2-search"
+
 // Connection is a connection's record. Keys are stable: `ctl status` prints it.
 type Connection struct {
 	ID         string       `json:"id"`
@@ -250,6 +254,7 @@ type Connection struct {
 	Manager    string       `json:"managerVersion,omitempty"`
 	Transport  string       `json:"transport,omitempty"`
 	Subnets    []string     `json:"subnets,omitempty"`
+	Resolver   string       `json:"resolver,omitempty"` // address of the DNS server at the VIF
 }
 
 // Engagement is an engagement's record.
@@ -378,6 +383,9 @@ type VolumePlugin struct {
 type CheckedHandler struct {
 	Name  string `json:"name"`
 	Image string `json:"image"` // ID
+	// Forwarded: the handler has a network of its own, and the engine's forwarder
+	// listens on its ports; see AskListening.
+	Forwarded bool `json:"forwarded,omitempty"`
 	// Volumes is the plugin, if it was asked for.
 	Volumes *VolumePlugin `json:"volumes,omitempty"`
 }
@@ -395,6 +403,9 @@ type CreateHandler struct {
 	Files      []File            `json:"files,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	Ports      []event.Port      `json:"ports,omitempty"` // see CheckHandler
+	// Resolver is the address of the connection's DNS server, for a handler that
+	// has a network of its own.
+	Resolver string `json:"resolver,omitempty"`
 }
 
 // Mount is a remote volume to mount in the handler.
@@ -528,6 +539,10 @@ type UseVolumes struct {
 type AskListening struct {
 	Address string       `json:"address"` // 127.0.0.1
 	Ports   []event.Port `json:"ports"`
+	// Forwarded: a forwarder takes connections on these ports, whether the handler
+	// behind it listens or not, and hangs up where it does not: they are to be
+	// tried.
+	Forwarded bool `json:"forwarded,omitempty"`
 }
 
 // ListeningPorts is the reply: those on which nobody does yet. UDP ports of

@@ -25,6 +25,7 @@ type config struct {
 	busConfig    string
 	standby      string // where vifs of this machine stand by; empty: daemon containers instead
 	lock         string
+	engineUsed   bool // by an earlier runner, on a machine
 	logLevel     slog.Level
 	bus          bus.Config
 }
@@ -40,8 +41,8 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.telemount, "telemount", "/usr/local/bin/telemount", "the volume plugin's program")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
 	fs.StringVar(&c.standby, "standby", "", "run as a process of this machine, and listen at `SOCKET` for its vif")
+	fs.BoolVar(&c.engineUsed, "engine-used", false, "with --standby: an earlier runner had handlers on the engine")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process")
-	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
@@ -54,9 +55,6 @@ func parse(args []string) (config, error) {
 	}
 	if c.volumeDriver != volplugin.Driver {
 		c.volumePlugin = volplugin.None
-	}
-	if err := take(os.Stdin); err != nil {
-		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {

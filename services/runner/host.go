@@ -2,20 +2,23 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
-	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
+	"berth.dev/services/runner/internal/engine"
 	"berth.dev/services/runner/internal/facts"
+	"berth.dev/services/runner/internal/handler"
 	"berth.dev/services/runner/internal/hostvif"
+	"berth.dev/services/runner/internal/sweep"
 )
 
 // serveHost is runner's life as a process of a machine, whose daemon is a process
-// too: it needs no Docker Engine. It ends as serve does.
+// too: it needs no Docker Engine but for handlers in containers. It ends as serve does.
 func serveHost(ctx context.Context, cfg config, log *slog.Logger) error {
 	conn, err := bus.Await(ctx, cfg.bus)
 	if err != nil {
@@ -24,15 +27,27 @@ func serveHost(ctx context.Context, cfg config, log *slog.Logger) error {
 	defer conn.Close()
 	life, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	defer func() { cancel(); wg.Wait() }()
+	spawn := func(f func(context.Context)) { wg.Go(func() { f(life) }) }
+	handlers := &hostHandlers{cfg: cfg, conn: conn, log: log, spawn: spawn}
+	defer func() { cancel(); wg.Wait(); handlers.close() }()
 	vifs := hostvif.New(hostvif.Options{
-		Socket: cfg.standby, Log: log, Output: os.Stderr, State: facts.Stater{Bus: conn, Log: log}.State,
-		Go: func(f func(context.Context)) { wg.Go(func() { f(life) }) },
+		Socket: cfg.standby, Log: log, Output: os.Stderr, State: facts.Stater{Bus: conn, Log: log}.State, Go: spawn,
 	})
 	if err := vifs.Listen(); err != nil {
 		return err
 	}
-	stop, err := answerHost(conn, vifs)
+	if err := vifs.CatchUp(ctx, func(ctx context.Context) (command.State, error) {
+		return bus.Call(ctx, conn, command.StateGet, "", command.None{})
+	}); err != nil {
+		return err
+	}
+	if cfg.engineUsed {
+		// An earlier runner may have left handlers there.
+		if _, err := handlers.open(ctx); err != nil {
+			log.Warn("handlers of an earlier runner are left to ctl quit", "err", err)
+		}
+	}
+	stop, err := answerHost(conn, vifs, handlers)
 	if err != nil {
 		return err
 	}
@@ -46,12 +61,13 @@ func serveHost(ctx context.Context, cfg config, log *slog.Logger) error {
 	stop()
 	limited, done := context.WithTimeout(life, undoTime)
 	defer done()
+	handlers.stopAll(limited)
 	vifs.StopAll(limited)
 	return nil
 }
 
 // answerHost serves the commands and holds runner's presence, until stop.
-func answerHost(conn *bus.Conn, vifs *hostvif.Set) (stop func(), err error) {
+func answerHost(conn *bus.Conn, vifs *hostvif.Set, h *hostHandlers) (stop func(), err error) {
 	svc, err := conn.Serve(subject.Runner, version)
 	if err != nil {
 		return nil, err
@@ -59,13 +75,11 @@ func answerHost(conn *bus.Conn, vifs *hostvif.Set) (stop func(), err error) {
 	for _, add := range []func() error{
 		func() error { return bus.Handle(svc, command.DaemonStart, "", vifs.Start) },
 		func() error { return bus.Handle(svc, command.DaemonStop, "", vifs.Stop) },
-		func() error {
-			return bus.Handle(svc, command.HandlerCheck, "", notHere[command.CheckHandler, command.CheckedHandler])
-		},
-		func() error {
-			return bus.Handle(svc, command.HandlerCreate, "", notHere[command.CreateHandler, command.Accepted])
-		},
-		func() error { return bus.Handle(svc, command.HandlerStop, "", noHandler) },
+		func() error { return bus.Handle(svc, command.HandlerCheck, "", onSet(h, (*handler.Set).Check)) },
+		func() error { return bus.Handle(svc, command.HandlerCreate, "", onSet(h, (*handler.Set).Create)) },
+		func() error { return bus.Handle(svc, command.HandlerStart, "", onSet(h, (*handler.Set).Start)) },
+		func() error { return bus.Handle(svc, command.HandlerHealth, "", onSet(h, (*handler.Set).Health)) },
+		func() error { return bus.Handle(svc, command.HandlerStop, "", h.stop) },
 		func() error { return bus.Handle(svc, command.VolumesEnsure, "", noVolumes) },
 	} {
 		if err := add(); err != nil {
@@ -81,16 +95,112 @@ func answerHost(conn *bus.Conn, vifs *hostvif.Set) (stop func(), err error) {
 	return func() { release(); svc.Stop() }, nil
 }
 
-// notHere refuses what takes a daemon container.
-func notHere[Req, Rep any](context.Context, Req) (Rep, error) {
-	var none Rep
-	return none, fault.New(fault.FailedPrecondition, "ctl connect --docker", "handlers in containers need a connection with --docker in this version; a command of this machine can be one here (-- COMMAND)")
+// hostHandlers are the handlers in containers of a machine's connection. The
+// engine is opened when the first of them is asked for: without one the machine
+// is connected all the same, and its programs can be handlers.
+type hostHandlers struct {
+	cfg   config
+	conn  *bus.Conn
+	log   *slog.Logger
+	spawn func(func(context.Context))
+
+	mu  sync.Mutex
+	eng *engine.Engine
+	set *handler.Set // nil before
 }
 
-// noHandler serves HandlerStop: nothing is left of a handler.
-func noHandler(_ context.Context, req command.EngagementRef) (command.Accepted, error) {
-	return command.Accepted{ID: req.Engagement, Already: true}, nil
+// open opens the engine and takes over what an earlier runner left there.
+func (h *hostHandlers) open(ctx context.Context) (*handler.Set, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.set != nil {
+		return h.set, nil
+	}
+	eng, err := engine.Open(ctx, engine.Options{Workspace: h.cfg.workspace, Version: version, Image: "berth:" + version, Log: h.log})
+	if err != nil {
+		return nil, err
+	}
+	var sweeper *sweep.Sweeper
+	watch := eng.NewWatch(func() { sweeper.Trigger() })
+	set := handler.New(eng, watch, handler.Options{
+		OnMachine: true, Beside: handler.NothingBeside{}, VolumePlugin: noVolumes,
+		State: facts.Stater{Bus: h.conn, Log: h.log}.State, Go: h.spawn, Log: h.log,
+		Output: func(engagement string) handler.Output { return h.conn.Output(engagement, subject.Runner) },
+	})
+	sweeper = sweep.New(sweep.Sweeper{
+		Engine: eng, Handlers: set, Daemons: noDaemons{}, Beside: noDaemons{}, Log: h.log,
+		State: func(ctx context.Context) (command.State, error) {
+			return bus.Call(ctx, h.conn, command.StateGet, "", command.None{})
+		},
+	})
+	ready := make(chan struct{})
+	h.spawn(func(ctx context.Context) { watch.Run(ctx, func() { close(ready) }) })
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return nil, errors.Join(context.Cause(ctx), eng.Close())
+	}
+	if err := set.Adopt(ctx); err != nil {
+		return nil, errors.Join(err, eng.Close())
+	}
+	h.spawn(sweeper.Run)
+	h.eng, h.set = eng, set
+	return set, nil
 }
+
+// onSet serves a command by the handlers.
+func onSet[Req, Rep any](h *hostHandlers, serve func(*handler.Set, context.Context, Req) (Rep, error)) func(context.Context, Req) (Rep, error) {
+	return func(ctx context.Context, req Req) (Rep, error) {
+		set, err := h.open(ctx)
+		if err != nil {
+			var none Rep
+			return none, err
+		}
+		return serve(set, ctx, req)
+	}
+}
+
+// stop serves HandlerStop: without an engine nothing is left of a handler.
+func (h *hostHandlers) stop(ctx context.Context, req command.EngagementRef) (command.Accepted, error) {
+	h.mu.Lock()
+	set := h.set
+	h.mu.Unlock()
+	if set == nil {
+		return command.Accepted{ID: req.Engagement, Already: true}, nil
+	}
+	return set.Stop(ctx, req)
+}
+
+// stopAll ends every handler and states it.
+func (h *hostHandlers) stopAll(ctx context.Context) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.set != nil {
+		h.set.StopAll(ctx, handlerTime)
+	}
+}
+
+// close closes the engine, when nothing runs any more.
+func (h *hostHandlers) close() {
+	if h.eng != nil {
+		_ = h.eng.Close()
+	}
+}
+
+// noDaemons is what a machine does not have for a sweep to look at: daemon
+// containers, and what handlers have beside a shared network.
+type noDaemons struct{}
+
+// Stop implements sweep.Daemons.
+func (noDaemons) Stop(_ context.Context, req command.StopDaemon) (command.Accepted, error) {
+	return command.Accepted{ID: req.Connection, Already: true}, nil
+}
+
+// Holds implements sweep.Beside.
+func (noDaemons) Holds(map[string]string, func(string) bool) bool { return false }
+
+// Reconcile implements sweep.Beside.
+func (noDaemons) Reconcile(context.Context, func(string) bool) error { return nil }
 
 // noVolumes serves VolumesEnsure.
 func noVolumes(context.Context, command.None) (command.VolumePlugin, error) {

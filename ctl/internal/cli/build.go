@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"slices"
 	"strings"
 
 	"berth.dev/bus/fault"
@@ -18,6 +19,7 @@ type buildFlags struct {
 	debug   string
 	options each
 	watch   bool
+	publish []string // of docker run, which stand before what is given
 }
 
 // each is a repeatable flag whose values may have commas in them.
@@ -88,6 +90,9 @@ func (a *App) built(ctx context.Context, s *session, b *buildFlags, engagement s
 		return nil, "", err
 	}
 	run, err = handlerrun.WithImage(args, id)
+	if err == nil {
+		run = slices.Concat(b.publish, run)
+	}
 	if err == nil && b.debug != "" {
 		run = append(debugArgs(), run...)
 	}

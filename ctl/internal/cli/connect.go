@@ -111,7 +111,7 @@ func (a *App) connect(ctx context.Context, f *connectFlags, l usage.Line) error 
 		return err
 	}
 	if host, ok := at.(*hostspace.Space); ok {
-		if err := a.startVIF(ctx, host, up, req); err != nil {
+		if err := a.startVIF(ctx, host, up.Conn, req); err != nil {
 			a.tidy(at, up.Conn)
 			return err
 		}
@@ -148,15 +148,46 @@ func (a *App) place(ctx context.Context, docker bool) (place, error) {
 
 // startVIF has a vif stand by, unless the connection is there already, and will
 // not need one.
-func (a *App) startVIF(ctx context.Context, host *hostspace.Space, up *workspace.Up, req command.OpenConnection) error {
-	if len(up.State.Connections) > 0 {
-		c := up.State.Connections[0]
+func (a *App) startVIF(ctx context.Context, host *hostspace.Space, conn *bus.Conn, req command.OpenConnection) error {
+	c, err := aliveOnHost(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if c != nil {
 		if c.Name == req.Name {
 			return nil
 		}
 		return fault.New(fault.FailedPrecondition, "ctl quit --use "+c.Name+"; or ctl connect --docker", "this machine is connected already, as %s, and joins one cluster at a time; with --docker there can be any number beside it", c.Name)
 	}
 	return host.StartVIF(ctx, func(line string) { a.print.Notice("%s", line) })
+}
+
+// aliveOnHost is the machine's connection, nil for none. One that is just ending,
+// or whose vif is gone, is waited for.
+func aliveOnHost(ctx context.Context, conn *bus.Conn) (*command.Connection, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, endWithin, fault.New(fault.Unavailable, "ctl quit --all", "an earlier connection does not end"))
+	defer cancel()
+	for {
+		state, err := bus.Call(ctx, conn, command.StateGet, "", command.None{})
+		if err != nil || len(state.Connections) == 0 {
+			return nil, err
+		}
+		c := state.Connections[0]
+		switch {
+		case c.Phase == "disconnecting":
+		case c.Daemon == "":
+			return &c, nil // just coming
+		default:
+			if !conn.Gone(ctx, subject.Live(subject.VIF, c.ID)) {
+				return &c, nil
+			}
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // prepare brings the workspace up and verifies the API server, at once. If

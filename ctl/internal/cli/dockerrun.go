@@ -66,6 +66,10 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if _, ok := s.at.(*workspace.Workspace); !ok {
+		return fault.New(fault.FailedPrecondition, "docker run --dns "+cmp.Or(rec.Resolver, "198.18.0.2")+" --dns-search "+command.ShortNames+" "+strings.Join(args, " "),
+			"this machine itself is connected, so that any container on it reaches the cluster: ctl docker-run is for connections with --docker")
+	}
 	docker, err := s.docker(ctx)
 	if err != nil {
 		return err

@@ -32,6 +32,9 @@ func (a *App) gc(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, a.restoreHost())
 	}
+	if len(places) == 0 {
+		a.print.Progress("nothing was left over")
+	}
 	var errs []error
 	for _, at := range places {
 		defer at.Close()

@@ -41,6 +41,10 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 	}
 	h := &handling{app: a, s: s, daemon: rec.Daemon, message: f.message, until: f.wait, start: time.Now(), ran: make(chan struct{}), ready: make(chan struct{}), ask: func() {}, kill: func() {}}
 	h.eng = engagement.New(s.conn, h.see)
+	args, err = f.fitHost(s.at, args)
+	if err != nil {
+		return err
+	}
 	req := f.request(rec.ID, workload)
 	switch {
 	case !f.inContainer() && len(args) > 0:
@@ -166,7 +170,7 @@ func (h *handling) hold(ctx context.Context, req command.OpenEngagement, f *enga
 			return
 		}
 		for _, p := range active.Ports {
-			h.app.print.Progress("  %d/%s of %s comes to %s in the connection's network", p.Container, p.Protocol, req.Workload, handlerAddress(req.Address, p))
+			h.app.print.Progress("  %d/%s of %s comes to %s %s", p.Container, p.Protocol, req.Workload, handlerAddress(req.Address, p), h.where())
 		}
 		h.app.print.Progress("engaged until Ctrl-C, or ctl leave %s", req.Workload)
 		select {
@@ -174,6 +178,14 @@ func (h *handling) hold(ctx context.Context, req command.OpenEngagement, f *enga
 		case <-h.eng.Ended():
 		}
 	}()
+}
+
+// where is whose addresses a handler's are, for people.
+func (h *handling) where() string {
+	if _, ok := h.s.at.(*workspace.Workspace); ok {
+		return "in the connection's network"
+	}
+	return "of this machine"
 }
 
 // handlerAddress is where the handler gets what is sent to a port.

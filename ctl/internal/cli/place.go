@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
 	"berth.dev/ctl/internal/engine"
 	"berth.dev/ctl/internal/hostspace"
 	"berth.dev/ctl/internal/kubeconfig"
@@ -66,8 +68,8 @@ func (a *App) containers(ctx context.Context) (*workspace.Workspace, error) {
 func (a *App) onHost() (*hostspace.Space, error) { return hostspace.New(a.workspace, a.Version) }
 
 // places are where something may run: on this machine where there is anything of
-// it, and on the engine. Without the former an engine that does not answer is the
-// error; beside it, it is none: what runs here needs no engine.
+// it, and on the engine if there is one. An engine that does not answer is an error
+// only if nothing is on this machine: that needs no engine.
 func (a *App) places(ctx context.Context) ([]place, error) {
 	host, err := a.onHost()
 	if err != nil {
@@ -81,7 +83,7 @@ func (a *App) places(ctx context.Context) ([]place, error) {
 	switch {
 	case err == nil:
 		return append(all, ws), nil
-	case len(all) > 0 && ctx.Err() == nil:
+	case (len(all) > 0 || errors.Is(err, engine.ErrAbsent)) && ctx.Err() == nil:
 		return all, nil
 	}
 	return nil, err
@@ -122,21 +124,20 @@ func (a *App) join(ctx context.Context) (*session, error) {
 	return mine, err
 }
 
-// sessions are those of all services that are up. That none are is an error: the
-// first place's, since that is what was tried to reach.
+// sessions are those of all services that are up. That none are is an error.
 func (a *App) sessions(ctx context.Context) ([]*session, error) {
 	places, err := a.places(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var all []*session
-	var down error
+	var down error = fault.New(fault.FailedPrecondition, "ctl connect", "not connected")
 	for _, at := range places {
 		conn, state, err := a.ask(ctx, at)
 		if err != nil {
 			at.Close()
-			if down == nil {
-				down = err
+			if len(places) == 1 || fault.CodeOf(err) != fault.FailedPrecondition {
+				down = err // more than that it is down
 			}
 			continue
 		}

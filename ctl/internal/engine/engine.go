@@ -33,19 +33,44 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// ErrAbsent is an engine that is not there at all, and that nobody named: whoever
+// can do without one does.
+var ErrAbsent = errors.New("no Docker Engine")
+
+type absent struct{ error }
+
+func (absent) Is(target error) bool { return target == ErrAbsent }
+func (a absent) Unwrap() error      { return a.error }
+
 // Engine is an engine that answers.
 type Engine struct {
 	API  client.APIClient
 	Host string // as DOCKER_HOST would have it
 }
 
-// Open opens the engine and makes sure that it answers.
-func Open(ctx context.Context) (*Engine, error) {
+// configured is a client of the engine to use; nobody has asked it anything.
+func configured() (client.APIClient, error) {
 	opts := flags.NewClientOptions()
 	set := pflag.NewFlagSet("docker", pflag.ContinueOnError)
 	opts.InstallFlags(set) // reads DOCKER_TLS_VERIFY and DOCKER_CERT_PATH
 	opts.SetDefaultOptions(set)
-	api, err := command.NewAPIClientFromFlags(opts, config.LoadDefaultConfigFile(io.Discard))
+	return command.NewAPIClientFromFlags(opts, config.LoadDefaultConfigFile(io.Discard))
+}
+
+// Configured is the engine to use, as DOCKER_HOST would have it, whether it
+// answers or not; empty if none can be chosen.
+func Configured() string {
+	api, err := configured()
+	if err != nil {
+		return ""
+	}
+	defer api.Close()
+	return api.DaemonHost()
+}
+
+// Open opens the engine and makes sure that it answers.
+func Open(ctx context.Context) (*Engine, error) {
+	api, err := configured()
 	if err != nil {
 		return nil, fault.At("Docker", fault.New(fault.FailedPrecondition, "docker context ls", "choose the Docker Engine: %v", err))
 	}
@@ -108,7 +133,7 @@ func (e *Engine) explain(err error) error {
 		if os.Getenv("DOCKER_HOST") != "" {
 			return dockerFault(fault.Unavailable, "unset DOCKER_HOST, or: sudo systemctl start docker", "there is no Docker socket at %s, which DOCKER_HOST names", path)
 		}
-		return dockerFault(fault.Unavailable, "sudo systemctl start docker", "there is no Docker socket at %s: the Docker Engine is not running, or not installed", path)
+		return absent{dockerFault(fault.Unavailable, "sudo systemctl start docker", "there is no Docker socket at %s: the Docker Engine is not running, or not installed", path)}
 	case errors.Is(derr, fs.ErrPermission):
 		name := "$USER"
 		if u, err := user.Current(); err == nil {

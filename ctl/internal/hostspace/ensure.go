@@ -171,7 +171,11 @@ func (s *Space) create(ctx context.Context) (up *workspace.Up, err error) {
 }
 
 func (s *Space) startRunner() (*process, error) {
-	return s.start(subject.Runner, "-workspace", s.Name, "-standby", s.path(standby.SocketName))
+	args := []string{"-workspace", s.label(), "-standby", s.path(standby.SocketName)}
+	if s.usedEngine() {
+		args = append(args, "-engine-used")
+	}
+	return s.start(subject.Runner, args...)
 }
 
 // died tells why the processes did not come up: the one that ended says it best.

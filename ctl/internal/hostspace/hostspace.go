@@ -219,16 +219,50 @@ func (s *Space) Locate(ctx context.Context, t *kubeconfig.Target) (kubeconfig.Re
 }
 
 // Docker is the engine for handlers in containers, opened when it is first asked
-// for: nothing else here needs one.
+// for: nothing else here needs one. It has to be this machine's, where the traffic
+// comes to.
 func (s *Space) Docker(ctx context.Context) (*engine.Engine, error) {
 	if s.docker != nil {
 		return s.docker, nil
 	}
 	e, err := engine.Open(ctx)
-	if err == nil {
-		s.docker = e
+	if err != nil {
+		return nil, err
 	}
-	return e, err
+	if e.Socket() == "" {
+		e.Close()
+		return nil, fault.New(fault.FailedPrecondition, "ctl connect --docker", "the Docker Engine at %s is another machine's, and what is engaged comes to ports of this one", e.Host)
+	}
+	if err := s.write(engineFile, e.Host); err != nil { // before there is anything on it
+		e.Close()
+		return nil, err
+	}
+	s.docker = e
+	return e, nil
+}
+
+// engineFile says that there may be containers of this workspace on an engine.
+const engineFile = "engine.json"
+
+func (s *Space) usedEngine() bool {
+	_, err := os.Stat(s.path(engineFile))
+	return err == nil
+}
+
+// label is the value of the workspace's label on containers. No workspace of
+// containers can have it, since their names have no dot.
+func (s *Space) label() string { return "machine." + s.Name }
+
+// containers is what there is of this workspace on the engine, nil without any.
+func (s *Space) containers(ctx context.Context) (*workspace.Workspace, error) {
+	if !s.usedEngine() {
+		return nil, nil
+	}
+	e, err := s.Docker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &workspace.Workspace{Engine: e, Name: s.label(), Version: s.Version}, nil
 }
 
 // Close closes what was opened.

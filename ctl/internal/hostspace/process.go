@@ -15,6 +15,7 @@ import (
 	"berth.dev/bus/fault"
 	"berth.dev/bus/proclock"
 	"berth.dev/bus/subject"
+	"berth.dev/ctl/internal/engine"
 )
 
 // program is the path of a service's program, which lies beside ctl's own.
@@ -55,6 +56,9 @@ func (s *Space) start(c subject.Service, args ...string) (*process, error) {
 	cmd := exec.Command(path, append([]string{"-bus-config", s.configOf(c), "-lock", s.lockOf(c)}, args...)...)
 	// The user's own BERTH_… are ctl's flags, and not the services'.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "BERTH_") })
+	if host := engine.Configured(); host != "" {
+		cmd.Env = append(cmd.Env, "DOCKER_HOST="+host) // a Docker context is ctl's to know
+	}
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = "/", log, log, detached()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", path, err)

@@ -32,7 +32,7 @@ const vifEndsWithin = 10 * time.Second
 var order = []subject.Service{subject.Builder, subject.Runner, subject.Connector}
 
 // Names are the processes that live, and the directory if nobody does.
-func (s *Space) Names(context.Context) ([]string, error) {
+func (s *Space) Names(ctx context.Context) ([]string, error) {
 	var names []string
 	for _, c := range order {
 		p, lives, err := proclock.Holder(s.lockOf(c))
@@ -42,6 +42,15 @@ func (s *Space) Names(context.Context) ([]string, error) {
 		if lives {
 			names = append(names, fmt.Sprintf("process/%s (%d)", c, p.PID))
 		}
+	}
+	if ws, err := s.containers(ctx); err != nil {
+		return nil, err
+	} else if ws != nil {
+		more, err := ws.Names(ctx)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, more...)
 	}
 	if s.Exists() {
 		names = append(names, "directory/"+s.dir)
@@ -93,6 +102,11 @@ func (s *Space) clear(ctx context.Context) error {
 			return err
 		}
 	}
+	// The machine's network first: an engine that is away is no reason to leave that.
+	return errors.Join(s.clearVIF(ctx), s.clearEngine(ctx))
+}
+
+func (s *Space) clearVIF(ctx context.Context) error {
 	if !s.hasVIF() {
 		return nil
 	}
@@ -102,7 +116,18 @@ func (s *Space) clear(ctx context.Context) error {
 	if err := s.restore(ctx); err != nil {
 		return err
 	}
-	return s.forgetVIF()
+	return s.forget(vifFile)
+}
+
+func (s *Space) clearEngine(ctx context.Context) error {
+	ws, err := s.containers(ctx)
+	if err != nil || ws == nil {
+		return err
+	}
+	if err := ws.Teardown(ctx); err != nil {
+		return err
+	}
+	return s.forget(engineFile)
 }
 
 // awaitNoVIF waits until the interface is gone, which is the last that vif undoes.
@@ -127,8 +152,9 @@ func (s *Space) hasVIF() bool {
 	return err == nil
 }
 
-func (s *Space) forgetVIF() error {
-	if err := os.Remove(s.path(vifFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// forget removes what says that there is something to undo.
+func (s *Space) forget(file string) error {
+	if err := os.Remove(s.path(file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -115,6 +115,7 @@ type Input struct {
 	Manager   string   // ClusterChecked: the manager's version
 	Transport string   // TunnelOpened
 	Subnets   []string // InterfaceReady
+	Resolver  string   // DNSReady: the server's address
 	Healthy   bool     // HealthChanged
 	Cause     string   // CloseAsked
 	Error     *fault.Error
@@ -134,6 +135,7 @@ type State struct {
 	Manager   string
 	Transport string
 	Subnets   []string
+	Resolver  string
 	tunnel    bool
 	iface     bool
 	dns       bool
@@ -185,7 +187,7 @@ func (s State) learn(in Input) State {
 	case InterfaceReady:
 		s.iface, s.Subnets = true, in.Subnets
 	case DNSReady:
-		s.dns = true
+		s.dns, s.Resolver = true, in.Resolver
 	case HealthChanged:
 		s.Healthy, s.Ill = in.Healthy, in.Error
 		return s

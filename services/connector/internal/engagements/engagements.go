@@ -48,6 +48,7 @@ type Connection struct {
 	ID        string
 	Name      string
 	Namespace string // connected
+	Resolver  string // address of the DNS server at the VIF
 	Client    string // user@host
 	Cluster   *cluster.Cluster
 	Link      Environment

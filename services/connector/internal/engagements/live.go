@@ -35,6 +35,7 @@ type plan struct {
 	spec        lease.EngagementSpec
 	ports       []event.Port
 	handlerName string
+	forwarded   bool     // see command.CheckedHandler
 	volumes     *volumes // nil: none are mounted
 	secrets     *review  // nil: the container has none
 	ref         cluster.Ref

@@ -169,7 +169,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 				s.giveUpHandler(req.ID)
 			}
 		}()
-		requested.Image = checked.Image
+		requested.Image, p.forwarded = checked.Image, checked.Forwarded
 		if p.volumes, requested.NoVolumes, err = newVolumes(want, checked.Volumes); err != nil {
 			return nil, err
 		}

@@ -100,7 +100,7 @@ func (l *Live) missing(ctx context.Context, by *string) (string, error) {
 	if *by == command.WaitNone || len(ports) == 0 {
 		return "", nil
 	}
-	rep, err := bus.Call(ctx, l.w.Bus, command.Listening, l.plan.conn.ID, command.AskListening{Address: l.plan.req.Address, Ports: ports})
+	rep, err := bus.Call(ctx, l.w.Bus, command.Listening, l.plan.conn.ID, command.AskListening{Address: l.plan.req.Address, Ports: ports, Forwarded: l.plan.forwarded})
 	if err != nil || len(rep.Missing) == 0 {
 		return "", err
 	}

@@ -226,7 +226,7 @@ func (l *Live) createHandler(ctx context.Context, r remote) (command.CreateHandl
 	mounts, root := l.plan.volumes.env(r.env)
 	req := command.CreateHandler{
 		Engagement: l.plan.req.ID, Connection: l.plan.conn.ID, Name: l.plan.handlerName, Handler: l.current(), Again: l.snapshot().Generation > 0,
-		Env: handlerEnv(r.env, l.plan.spec, mounts, root), Ports: l.snapshot().Ports, Files: r.files,
+		Env: handlerEnv(r.env, l.plan.spec, mounts, root), Ports: l.snapshot().Ports, Files: r.files, Resolver: l.plan.conn.Resolver,
 	}
 	if v := l.plan.volumes; v != nil && slices.ContainsFunc(r.env.Volumes, func(v lease.Volume) bool { return !v.File }) {
 		door, err := l.door(ctx)

@@ -13,6 +13,8 @@ import (
 	"berth.dev/services/runner/internal/network"
 	"berth.dev/services/runner/internal/owner"
 	"berth.dev/services/runner/internal/ports"
+
+	"github.com/docker/go-connections/nat"
 )
 
 // Want is what a container is to have.
@@ -66,6 +68,9 @@ func (h Holder) Close(ctx context.Context, o owner.Owner) {
 	h.Ports.CloseSoon(ctx, o) // first: a port of the host may be waited for
 	h.Networks.LeaveSoon(ctx, o)
 }
+
+// Clash refuses ports that another owner of the connection has.
+func (h Holder) Clash(o owner.Owner, want nat.PortMap) error { return h.Ports.Clash(o, want) }
 
 // Adopt takes over what an earlier runner left of living owners.
 func (h Holder) Adopt(ctx context.Context) error {

@@ -24,7 +24,7 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err := validID("connection", req.Connection); err != nil {
 		return none, err
 	}
-	p, err := NewPlan(req.Handler, req.Name)
+	p, err := s.newPlan(req.Handler, req.Name)
 	if err != nil {
 		return none, err
 	}
@@ -35,8 +35,14 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err != nil {
 		return none, err
 	}
-	if _, err := s.eng.DaemonOf(ctx, req.Connection); err != nil {
-		return none, err
+	if !s.opt.OnMachine {
+		if _, err := s.eng.DaemonOf(ctx, req.Connection); err != nil {
+			return none, err
+		}
+	} else if !req.Again { // its predecessor has them, until it has ended
+		if err := p.portsOfMachineFree(ctx, req.Ports); err != nil {
+			return none, err
+		}
 	}
 	if err := s.PortsFree(req.Connection, req.Engagement, req.Ports); err != nil {
 		return none, err
@@ -48,7 +54,7 @@ func (s *Set) Check(ctx context.Context, req command.CheckHandler) (command.Chec
 	if err := s.freeName(ctx, p.Name, replaced); err != nil {
 		return none, err
 	}
-	checked := command.CheckedHandler{Name: p.Name, Image: image}
+	checked := command.CheckedHandler{Name: p.Name, Image: image, Forwarded: s.opt.OnMachine && !p.Host.NetworkMode.IsHost()}
 	if req.Volumes {
 		// It may have to be installed first.
 		wait, cancel := context.WithTimeout(ctx, pluginTime)
@@ -120,6 +126,9 @@ func (s *Set) closeBeside(ctx context.Context, r *record) {
 // wantBeside is what a handler is to have beside the shared network, once it is
 // known that no other handler of the connection has its ports.
 func (s *Set) wantBeside(ctx context.Context, o owner.Owner, p *Plan) (beside.Want, error) {
+	if s.opt.OnMachine {
+		return beside.Want{}, nil // the engine sees to all of it
+	}
 	want, err := p.Beside(ctx, s.eng)
 	if err != nil {
 		return want, err
@@ -151,7 +160,7 @@ func (s *Set) freeName(ctx context.Context, name, replaced string) error {
 // PortsFree refuses a port on which another container of the connection listens:
 // they share one network, and the second bind would fail.
 func (s *Set) PortsFree(connection, engagement string, ports []event.Port) error {
-	if err := s.opt.Beside.Ports.Clash(owner.Owner{Connection: connection, Engagement: engagement}, natPorts(ports)); err != nil {
+	if err := s.opt.Beside.Clash(owner.Owner{Connection: connection, Engagement: engagement}, natPorts(ports)); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -161,7 +170,7 @@ func (s *Set) PortsFree(connection, engagement string, ports []event.Port) error
 			continue
 		}
 		if p, clash := samePort(ports, r.ports); clash {
-			return fault.New(fault.AlreadyExists, "ctl leave "+r.engagement, "port %d/%s is the port of the handler %s already, and all containers of a connection share one network", listens(p), p.Protocol, r.name)
+			return fault.New(fault.AlreadyExists, "ctl leave "+r.engagement, "port %d/%s is the port of the handler %s already, and no two handlers of a connection can have the same one", listens(p), p.Protocol, r.name)
 		}
 	}
 	return nil

@@ -60,9 +60,9 @@ func refusals() []refusal {
 }
 
 // checkFlags refuses what cannot be honoured, all of it in one message.
-func checkFlags(a args) error {
+func checkFlags(a args, refused []refusal) error {
 	var bad []string
-	for _, r := range refusals() {
+	for _, r := range refused {
 		if r.set(a) {
 			bad = append(bad, r.flag+" cannot be used here: "+r.why)
 		}

@@ -50,14 +50,14 @@ func (s *Set) createContainer(ctx context.Context, req command.CreateHandler, p 
 	if err := s.createVolumes(ctx, req, p.addMounts(req.Mounts)); err != nil {
 		return "", "", err
 	}
-	c, err := s.eng.API.ContainerCreate(ctx, p.Config, p.Host, nil, p.Platform, p.Name)
+	c, err := s.eng.API.ContainerCreate(ctx, p.Config, p.Host, p.Networking, p.Platform, p.Name)
 	if cerrdefs.IsConflict(err) {
 		// Somebody took the name since it was checked, or the one before us is
 		// about to let it go.
 		if err := s.freeName(ctx, p.Name, ""); err != nil {
 			return "", "", err
 		}
-		c, err = s.eng.API.ContainerCreate(ctx, p.Config, p.Host, nil, p.Platform, p.Name)
+		c, err = s.eng.API.ContainerCreate(ctx, p.Config, p.Host, p.Networking, p.Platform, p.Name)
 	}
 	if err != nil {
 		return "", "", engine.Fault(err, "create container %s", p.Name)
@@ -168,7 +168,7 @@ func (s *Set) attach(ctx context.Context, r *record) <-chan struct{} {
 		return none
 	}
 	out := s.opt.Output(r.engagement)
-	copied, err := s.eng.Attach(ctx, r.container, nil, out.Stdout(), out.Stderr())
+	copied, err := s.eng.Attach(ctx, r.container, out.Stdout(), out.Stderr())
 	if err != nil {
 		s.log.Warn("the handler's output is not recorded", "engagement", r.engagement, "err", err)
 		copied = none

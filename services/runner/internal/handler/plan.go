@@ -37,11 +37,25 @@ type Plan struct {
 	// Networks are those that the user named, with what was asked for there. The
 	// engine refuses these too: package network does it.
 	Networks map[string]*network.EndpointSettings
+	// Networking is what the engine is told of networks; nil where one is shared.
+	Networking *network.NetworkingConfig
 }
 
 // NewPlan reads and checks a container as Docker's command line parsed it.
 // auto is its name if the user gave none. The plan has no network yet, see Join.
 func NewPlan(h command.Handler, auto string) (*Plan, error) {
+	a, err := readArgs(h)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFlags(a, refusals()); err != nil {
+		return nil, err
+	}
+	return planOf(a, h, auto)
+}
+
+// readArgs reads a container as Docker's command line parsed it.
+func readArgs(h command.Handler) (args, error) {
 	a := args{&container.Config{}, &container.HostConfig{}, &network.NetworkingConfig{}}
 	for _, part := range []struct {
 		name string
@@ -52,12 +66,13 @@ func NewPlan(h command.Handler, auto string) (*Plan, error) {
 			continue
 		}
 		if err := json.Unmarshal(part.raw, part.into); err != nil {
-			return nil, fault.New(fault.InvalidArgument, "", "the container's %s is not Docker's JSON: %v", part.name, err)
+			return a, fault.New(fault.InvalidArgument, "", "the container's %s is not Docker's JSON: %v", part.name, err)
 		}
 	}
-	if err := checkFlags(a); err != nil {
-		return nil, err
-	}
+	return a, nil
+}
+
+func planOf(a args, h command.Handler, auto string) (*Plan, error) {
 	p := &Plan{Name: h.Name, Config: a.cfg, Host: a.host, Publish: a.host.PortBindings, PublishAll: a.host.PublishAllPorts, Expose: a.cfg.ExposedPorts, Networks: a.named()}
 	if p.Name == "" && auto != "" {
 		p.Name = engine.Name(auto)

@@ -37,12 +37,17 @@ import (
 	"berth.dev/services/runner/internal/beside"
 	"berth.dev/services/runner/internal/engine"
 	"berth.dev/services/runner/internal/owner"
+
+	"github.com/docker/go-connections/nat"
 )
 
 // Options are what a Set needs beside the engine.
 type Options struct {
 	VolumeDriver string
-	Beside       beside.Holder
+	Beside       Beside
+	// OnMachine: the connection's daemon is a process of the engine's machine, and
+	// a handler is an ordinary container with a network of its own; see machine.go.
+	OnMachine bool
 	// VolumePlugin makes sure of the driver, and says what it is.
 	VolumePlugin func(context.Context, command.None) (command.VolumePlugin, error)
 	// State states a fact; it returns when the fact is safe.
@@ -53,6 +58,14 @@ type Options struct {
 	// everything has been undone.
 	Go  func(f func(context.Context))
 	Log *slog.Logger
+}
+
+// Beside is what a handler has beside a shared network.
+type Beside interface {
+	Open(ctx context.Context, o owner.Owner, w beside.Want) (beside.Has, error)
+	Close(ctx context.Context, o owner.Owner)
+	// Clash refuses ports that another owner of the connection has.
+	Clash(o owner.Owner, want nat.PortMap) error
 }
 
 // Output is where a handler's output goes; Close returns when all of it is safe.
@@ -157,7 +170,7 @@ func (s *Set) Create(ctx context.Context, req command.CreateHandler) (command.Ac
 
 // plan is the container of req, complete but for its name being free.
 func (s *Set) plan(ctx context.Context, req command.CreateHandler) (*Plan, error) {
-	p, err := NewPlan(req.Handler, req.Name)
+	p, err := s.newPlan(req.Handler, req.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -172,11 +185,9 @@ func (s *Set) plan(ctx context.Context, req command.CreateHandler) (*Plan, error
 	if p.Config.Env, err = mergeEnv(req.Env, p.Config.Env); err != nil {
 		return nil, err
 	}
-	daemon, err := s.eng.DaemonOf(ctx, req.Connection)
-	if err != nil {
+	if err := s.place(ctx, p, req); err != nil {
 		return nil, err
 	}
-	p.Join(daemon)
 	extra := map[string]string{}
 	for k, v := range p.Config.Labels {
 		extra[k] = v
@@ -190,6 +201,27 @@ func (s *Set) plan(ctx context.Context, req command.CreateHandler) (*Plan, error
 	}
 	p.Config.Labels = s.eng.Labels(engine.Handler, req.Connection, req.Engagement, extra)
 	return p, nil
+}
+
+// newPlan is the plan of a container of this set's.
+func (s *Set) newPlan(h command.Handler, auto string) (*Plan, error) {
+	if s.opt.OnMachine {
+		return newMachinePlan(h, auto)
+	}
+	return NewPlan(h, auto)
+}
+
+// place gives the plan its network.
+func (s *Set) place(ctx context.Context, p *Plan, req command.CreateHandler) error {
+	if s.opt.OnMachine {
+		p.onMachine(req.Resolver, req.Ports)
+		return nil
+	}
+	daemon, err := s.eng.DaemonOf(ctx, req.Connection)
+	if err == nil {
+		p.Join(daemon)
+	}
+	return err
 }
 
 // Start serves HandlerStart.

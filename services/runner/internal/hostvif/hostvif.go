@@ -121,6 +121,42 @@ func (s *Set) admit(ctx context.Context, conn net.Conn) {
 	vif.Close()
 }
 
+// catchUpWithin bounds CatchUp: connector may be on its way itself.
+const catchUpWithin = 10 * time.Second
+
+// CatchUp states the end of the vifs that an earlier runner had: they ended with
+// it. It returns when connector has taken that in, and must have returned before
+// commands are served.
+func (s *Set) CatchUp(ctx context.Context, state func(context.Context) (command.State, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpWithin)
+	defer cancel()
+	told := map[string]bool{}
+	for {
+		st, err := state(ctx)
+		if fault.CodeOf(err) != fault.Unavailable && err != nil {
+			return err
+		}
+		waiting := err != nil
+		for _, c := range st.Connections {
+			if c.Daemon == "" || c.Phase == "disconnecting" {
+				continue
+			}
+			if waiting = true; !told[c.ID] {
+				told[c.ID] = true
+				s.opt.State(ctx, c.ID, event.DaemonExited{Container: c.Daemon, Error: fault.New(fault.Unavailable, "ctl connect", "%s ended with runner, which was killed", c.Daemon)})
+			}
+		}
+		if !waiting {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("tell of the vifs of an earlier runner: %w", errors.Join(context.Cause(ctx), err))
+		}
+	}
+}
+
 // Start serves DaemonStart.
 func (s *Set) Start(_ context.Context, req command.StartDaemon) (command.Accepted, error) {
 	accepted := command.Accepted{ID: req.Connection}

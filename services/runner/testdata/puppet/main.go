@@ -3,7 +3,6 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -14,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"berth.dev/bus"
 )
 
 func main() {
@@ -81,17 +78,12 @@ func main() {
 }
 
 func vif(args []string) {
-	fs := flag.NewFlagSet("vif", flag.ContinueOnError)
-	connection := fs.String("connection", "", "")
-	take := bus.FilesFlag(fs)
-	check(fs.Parse(args))
-	check(take(os.Stdin))
 	in, err := os.Stat("/etc/berth/bus.json")
 	check(err)
 	if in.Mode().Perm() != 0o600 {
 		check(fmt.Errorf("bus.json has mode %v", in.Mode()))
 	}
-	if strings.HasPrefix(*connection, "dies") {
+	if strings.HasPrefix(args[1], "dies") {
 		fmt.Fprintln(os.Stderr, `{"level":"INFO","msg":"starting"}`)
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"create tun","err":"no such device"}`)
 		os.Exit(4)

@@ -71,14 +71,10 @@ type Config struct {
 	Interface string // name of the TUN
 	MTU       int
 	// OnHost: the network is that of a machine, whose own routes come first, and
-	// whose programs know short names by the search domain ShortNames.
+	// whose programs know short names by the search domain command.ShortNames.
 	OnHost bool
 	Logger *slog.Logger
 }
-
-// ShortNames is the search domain by which programs of a machine find services of
-// the connected namespace by their bare names.
-const ShortNames = "tel2-search"
 
 // Connection is one connection's process. See Run.
 type Connection struct {
@@ -358,7 +354,7 @@ func (c *Connection) listening(ctx context.Context, req command.AskListening) (c
 		if p.Handler == 0 {
 			p.Handler = p.Container
 		}
-		missing, err := listening.Missing(ctx, address, []listening.Port{{Number: p.Handler, UDP: strings.EqualFold(p.Protocol, "UDP")}})
+		missing, err := listening.Missing(ctx, address, []listening.Port{{Number: p.Handler, UDP: strings.EqualFold(p.Protocol, "UDP"), Forwarded: req.Forwarded}})
 		if err != nil {
 			return rep, err
 		}

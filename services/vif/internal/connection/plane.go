@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/services/vif/internal/dns"
@@ -84,7 +85,7 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 		return nil, err
 	}
 	if c.cfg.OnHost {
-		p.short = ShortNames
+		p.short = command.ShortNames
 		if err := c.checkRoutes(w, networks, o); err != nil {
 			return nil, err
 		}

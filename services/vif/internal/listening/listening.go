@@ -28,6 +28,9 @@ import (
 type Port struct {
 	Number uint16
 	UDP    bool
+	// Forwarded: a forwarder takes connections in the place of who is to listen,
+	// and hangs up where nobody does. It is tried; of UDP there is nothing to tell.
+	Forwarded bool
 }
 
 // dialTime is for another machine to answer.
@@ -42,7 +45,9 @@ func Missing(ctx context.Context, addr netip.Addr, ports []Port) ([]Port, error)
 	var missing []Port
 	for _, p := range ports {
 		ok := p.UDP
-		if own {
+		if p.Forwarded {
+			ok = ok || stays(ctx, netip.AddrPortFrom(addr, p.Number))
+		} else if own {
 			ok, err = inTables("/proc/net", addr, p)
 		} else if !p.UDP {
 			ok = dials(ctx, netip.AddrPortFrom(addr, p.Number))
@@ -73,6 +78,22 @@ func isOwn(addr netip.Addr) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// hangUpTime is how long a forwarder may take to find that nobody listens.
+const hangUpTime = 200 * time.Millisecond
+
+// stays reports whether a connection is not hung up at once.
+func stays(ctx context.Context, to netip.AddrPort) bool {
+	d := net.Dialer{Timeout: dialTime}
+	conn, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetReadDeadline(time.Now().Add(hangUpTime))
+	_, err = conn.Read(make([]byte, 1))
+	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 func dials(ctx context.Context, to netip.AddrPort) bool {

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 )
 
@@ -80,5 +81,37 @@ func TestParse(t *testing.T) {
 		if ok != (c.want != "") || ok && (at.String() != c.want || state != c.state) {
 			t.Errorf("%q: %v %s %v", c.line, at, state, ok)
 		}
+	}
+}
+
+// Behind a forwarder somebody listens only if a connection stays.
+func TestForwarded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var stay atomic.Bool
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if !stay.Load() {
+				_ = c.Close()
+				continue
+			}
+			defer c.Close()
+		}
+	}()
+	port := Port{Number: uint16(l.Addr().(*net.TCPAddr).Port), Forwarded: true}
+	here := netip.MustParseAddr("127.0.0.1")
+	if missing, err := Missing(t.Context(), here, []Port{port}); err != nil || len(missing) != 1 {
+		t.Errorf("the forwarder alone: %v, %v", missing, err)
+	}
+	stay.Store(true)
+	if missing, err := Missing(t.Context(), here, []Port{port}); err != nil || len(missing) != 0 {
+		t.Errorf("a handler behind it: %v, %v", missing, err)
 	}
 }
