@@ -1,6 +1,7 @@
 // Bench prints, from one run and side by side, Berth, what one would use
 // instead (kubectl port-forward, kubectl rollout restart, docker run), and the
-// limit (a direct connection from the pod's node). Only ratios count: absolute
+// limit (a direct connection from the pod's node; the engine's own time for as
+// many containers). Only ratios count: absolute
 // figures are the machine's.
 //
 // It uses the cluster of $KUBECONFIG with Berth installed or not, brings its

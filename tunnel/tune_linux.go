@@ -10,9 +10,14 @@ import (
 // can no longer be overtaken by a small frame.
 const notSentLowat = 128 << 10
 
-// Tune sets TCP_NODELAY and TCP_NOTSENT_LOWAT on the TCP socket under conn,
-// if there is one. NewSession does it; it is for sockets that NewSession
-// cannot see, under wrappers without NetConn. Failing is harmless and silent.
+// congestion is what sends at the pace of the path where others take each lost packet
+// for a full one: at 20 ms and one per cent, a hundred times as fast (docs/adr/0015).
+const congestion = "bbr"
+
+// Tune sets TCP_NODELAY, TCP_NOTSENT_LOWAT and, where the kernel has and grants it,
+// congestion control by BBR on the TCP socket under conn, if there is one. NewSession
+// does it; it is for sockets that NewSession cannot see, under wrappers without
+// NetConn. Failing is harmless and silent.
 func Tune(conn net.Conn) {
 	raw := socketOf(conn)
 	if raw == nil {
@@ -21,5 +26,6 @@ func Tune(conn net.Conn) {
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat)
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion)
 	})
 }

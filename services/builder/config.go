@@ -32,6 +32,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.door, "door", "/run/berth/builder.sock", "socket at which callers hand over build contexts")
 	fs.StringVar(&c.busConfig, "bus-config", bus.ConfigFile, "file with the identity for the bus")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process when it is one of the machine's")
+	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
@@ -41,6 +42,9 @@ func parse(args []string) (config, error) {
 	}
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
+	}
+	if err := take(os.Stdin); err != nil {
+		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {

@@ -37,12 +37,16 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&identities, "identities", bus.IdentitiesFile, "file with the identities that the bus admits")
 	fs.StringVar(&busConfig, "bus-config", bus.ConfigFile, "file with connector's own identity")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process when it is one of the machine's")
+	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
 	}
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
+	}
+	if err := take(os.Stdin); err != nil {
+		return c, err
 	}
 	if err := readJSON(identities, &c.identities); err != nil {
 		return c, fmt.Errorf("read the bus's identities: %w", err)

@@ -43,6 +43,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.standby, "standby", "", "run as a process of this machine, and listen at `SOCKET` for its vif")
 	fs.BoolVar(&c.engineUsed, "engine-used", false, "with --standby: an earlier runner had handlers on the engine")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process")
+	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
@@ -55,6 +56,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.volumeDriver != volplugin.Driver {
 		c.volumePlugin = volplugin.None
+	}
+	if err := take(os.Stdin); err != nil {
+		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {

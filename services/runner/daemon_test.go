@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"berth.dev/bus"
 	"berth.dev/bus/bustest"
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
@@ -58,7 +59,7 @@ func TestDaemonContainer(t *testing.T) {
 	if p := in.NetworkSettings.Ports[nat.Port("8080/tcp")]; len(p) != 1 || p[0].HostIP != "127.0.0.1" || p[0].HostPort == "" {
 		t.Errorf("8080 is published as %v", p)
 	}
-	if !slices.Equal(in.Args, []string{"--connection", "c-one"}) || in.Path != "vif" {
+	if !slices.Equal(in.Args, []string{"--connection", "c-one", bus.FilesArg}) || in.Path != "vif" {
 		t.Errorf("runs %s %q", in.Path, in.Args)
 	}
 	for k, v := range map[string]string{engine.LabelWorkspace: r.ws, engine.LabelComponent: "daemon", engine.LabelConnection: "c-one", engine.LabelVersion: version} {

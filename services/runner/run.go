@@ -68,6 +68,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	r.spawn(r.sweeper.Run)
 	r.spawn(func(ctx context.Context) { _, _ = r.plugin.Ensure(ctx, command.None{}) }) // before somebody waits for it
+	r.spawn(r.calmDown)
 	log.Info("runner is ready", "version", version, "workspace", cfg.workspace, "image", eng.Image)
 
 	select {
@@ -103,6 +104,9 @@ type runner struct {
 	plugin   *volplugin.Plugin
 	log      *slog.Logger
 
+	calm     chan struct{} // closed when the first connection does not wait for the engine any more
+	calmOnce sync.Once
+
 	life   context.Context // of spawned goroutines: ends after everything was undone
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -110,7 +114,7 @@ type runner struct {
 
 // wire makes the parts and ties them; nothing runs yet.
 func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *runner {
-	r := &runner{joiner: network.Joiner{Engine: eng}, log: log}
+	r := &runner{joiner: network.Joiner{Engine: eng}, log: log, calm: make(chan struct{})}
 	r.life, r.cancel = context.WithCancel(context.Background())
 	state := facts.Stater{Bus: conn, Log: log}.State
 	r.watch = eng.NewWatch(func() { r.sweeper.Trigger() })
@@ -122,7 +126,7 @@ func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *run
 	if way == "" {
 		way = volplugin.None
 	}
-	r.plugin = volplugin.New(eng, volplugin.Options{Binary: cfg.telemount, Version: version, Way: way, Go: r.spawn, Log: log})
+	r.plugin = volplugin.New(eng, volplugin.Options{Binary: cfg.telemount, Version: version, Way: way, Calm: r.calm, Go: r.spawn, Log: log})
 	r.handlers = handler.New(eng, r.watch, handler.Options{
 		VolumeDriver: cfg.volumeDriver, VolumePlugin: r.plugin.Ensure, Beside: r.beside, State: state, Go: r.spawn, Log: log,
 		Output: func(engagement string) handler.Output { return conn.Output(engagement, subject.Runner) },
@@ -130,6 +134,7 @@ func wire(eng *engine.Engine, conn *bus.Conn, cfg config, log *slog.Logger) *run
 	r.guests = guest.Maker{Engine: eng, Watch: r.watch, Beside: r.beside, PortsFree: r.handlers.PortsFree, Go: r.spawn, Log: log}
 	r.daemons = daemon.New(eng, r.watch, daemon.Options{
 		Network: cfg.network, State: state, Go: r.spawn, Log: log,
+		Started: r.beCalm,
 		Ended: func(ctx context.Context, connection string) {
 			if err := r.guests.End(ctx, connection, handlerTime); err != nil {
 				log.Warn("containers of an ended connection are left to the next sweep", "connection", connection, "err", err)
@@ -196,6 +201,21 @@ func (r *runner) answer(conn *bus.Conn) (stop func(), err error) {
 		return nil, err
 	}
 	return func() { release(); svc.Stop() }, nil
+}
+
+// calmAfter is how long after its start runner is in a hurry: a workspace is
+// mostly started for a connection, which comes at once.
+const calmAfter = 3 * time.Second
+
+func (r *runner) beCalm() { r.calmOnce.Do(func() { close(r.calm) }) }
+
+func (r *runner) calmDown(ctx context.Context) {
+	select {
+	case <-time.After(calmAfter):
+		r.beCalm()
+	case <-r.calm:
+	case <-ctx.Done():
+	}
 }
 
 // presence is the id under which runner shows that it lives: a bus has one.

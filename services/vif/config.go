@@ -39,6 +39,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.resolvConf, "resolv-conf", resolvconf.Path, "file in which resolvers find their servers")
 	fs.StringVar(&c.iface, "interface", "berth0", "name of the VIF")
 	fs.IntVar(&c.mtu, "mtu", defaultMTU, "MTU of the VIF")
+	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("BERTH")); err != nil {
 		return c, fmt.Errorf("parse flags: %w", err)
@@ -54,6 +55,9 @@ func parse(args []string) (config, error) {
 	}
 	if !subject.Valid(c.connection) {
 		return c, fmt.Errorf("parse flags: -connection %q is not an id", c.connection)
+	}
+	if err := take(os.Stdin); err != nil {
+		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)
 	if err != nil {

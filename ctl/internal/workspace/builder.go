@@ -76,19 +76,14 @@ func (w *Workspace) startBuilder(ctx context.Context, connector string) (string,
 	if err != nil {
 		return "", fmt.Errorf("read builder's key from the connector's container (was this workspace made by an older ctl?): %w", err)
 	}
-	in, err := w.image(ctx)
-	if err != nil {
+	if err := w.HasImage(ctx); err != nil {
 		return "", err
-	}
-	uid := 0
-	if in.Config != nil {
-		uid = uidOf(in.Config.User)
 	}
 	id, err := w.createContainer(ctx, subject.Builder)
 	if err != nil {
 		return "", err
 	}
-	log, err := w.start(ctx, id, files{busConfigFile: cfg}, uid)
+	log, err := w.start(ctx, id, files{bus.ConfigFile: cfg})
 	defer log.close()
 	if err != nil {
 		return "", errors.Join(err, undo{func(ctx context.Context) error { return w.remove(ctx, id, 0) }}.run(ctx))

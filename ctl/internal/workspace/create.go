@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"berth.dev/bus"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
 
@@ -55,7 +56,7 @@ var errRaced = errors.New("another ctl is creating the workspace")
 
 // create makes a workspace where there is none. When it fails, all that it made
 // is gone again.
-func (w *Workspace) create(ctx context.Context, uid int) (up *Up, err error) {
+func (w *Workspace) create(ctx context.Context) (up *Up, err error) {
 	var made undo
 	defer func() {
 		if err != nil {
@@ -86,7 +87,7 @@ func (w *Workspace) create(ctx context.Context, uid int) (up *Up, err error) {
 	var cLog, rLog *tailLog
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
-		cLog, err = w.start(gctx, cID, cFiles, uid)
+		cLog, err = w.start(gctx, cID, cFiles)
 		return err
 	})
 	var rID string
@@ -94,7 +95,7 @@ func (w *Workspace) create(ctx context.Context, uid int) (up *Up, err error) {
 		if rID, err = w.createContainer(gctx, subject.Runner); err != nil {
 			return err
 		}
-		rLog, err = w.start(gctx, rID, rFiles, uid)
+		rLog, err = w.start(gctx, rID, rFiles)
 		return err
 	})
 	err = group.Wait()
@@ -124,7 +125,7 @@ func (w *Workspace) create(ctx context.Context, uid int) (up *Up, err error) {
 }
 
 // recreateRunner starts a runner for a connector that lost its own.
-func (w *Workspace) recreateRunner(ctx context.Context, connector string, uid int) error {
+func (w *Workspace) recreateRunner(ctx context.Context, connector string) error {
 	cfg, err := w.fetch(ctx, connector, runnerConfigFile)
 	if err != nil {
 		return fmt.Errorf("read runner's key from the connector's container: %w", err)
@@ -139,7 +140,7 @@ func (w *Workspace) recreateRunner(ctx context.Context, connector string, uid in
 	if err != nil {
 		return err
 	}
-	log, err := w.start(ctx, id, files{busConfigFile: cfg}, uid)
+	log, err := w.start(ctx, id, files{bus.ConfigFile: cfg})
 	defer log.close()
 	if err != nil {
 		return errors.Join(err, undo{func(ctx context.Context) error { return w.remove(ctx, id, 0) }}.run(ctx))
@@ -150,7 +151,8 @@ func (w *Workspace) recreateRunner(ctx context.Context, connector string, uid in
 // createContainer creates connector or runner, without starting it.
 func (w *Workspace) createContainer(ctx context.Context, s subject.Service) (string, error) {
 	cfg := &container.Config{
-		Image: w.Image, Cmd: []string{string(s)}, Labels: w.labels(s),
+		Image: w.Image, Cmd: []string{string(s), bus.FilesArg}, Labels: w.labels(s),
+		OpenStdin: true, StdinOnce: true,
 		Env: []string{"BERTH_WORKSPACE=" + w.Name, "BERTH_NETWORK=" + w.Network()},
 	}
 	host := &container.HostConfig{
@@ -199,12 +201,9 @@ func (w *Workspace) engineSocket(ctx context.Context) (string, error) {
 }
 
 // start gives the container its files, listens to what it says, and starts it.
-func (w *Workspace) start(ctx context.Context, id string, f files, uid int) (*tailLog, error) {
-	if err := w.put(ctx, id, f, uid); err != nil {
-		return nil, err
-	}
+func (w *Workspace) start(ctx context.Context, id string, f files) (*tailLog, error) {
 	// Attached before the start: a container that removes itself takes its log along.
-	log, err := w.listen(ctx, id)
+	log, err := w.listen(ctx, id, f)
 	if err != nil {
 		return nil, err
 	}

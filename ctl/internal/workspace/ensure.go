@@ -31,15 +31,10 @@ type Up struct {
 // version. It returns when both connector and runner have answered. An existing
 // workspace of another version that is in use is a FailedPrecondition fault.
 func (w *Workspace) Ensure(ctx context.Context) (*Up, error) {
-	var uid int
 	var parts Parts
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		in, err := w.image(gctx)
-		if err == nil && in.Config != nil {
-			uid = uidOf(in.Config.User)
-		}
-		return err
+		return w.HasImage(gctx)
 	})
 	group.Go(func() (err error) {
 		parts, err = w.Find(gctx)
@@ -52,7 +47,7 @@ func (w *Workspace) Ensure(ctx context.Context) (*Up, error) {
 			break
 		}
 		var up *Up
-		up, err = w.attempt(ctx, parts, uid)
+		up, err = w.attempt(ctx, parts)
 		switch {
 		case err == nil && up != nil:
 			return up, nil
@@ -70,14 +65,14 @@ func (w *Workspace) Ensure(ctx context.Context) (*Up, error) {
 }
 
 // attempt brings the workspace closer to being up; (nil, nil) asks for another turn.
-func (w *Workspace) attempt(ctx context.Context, p Parts, uid int) (*Up, error) {
+func (w *Workspace) attempt(ctx context.Context, p Parts) (*Up, error) {
 	switch {
 	case p.Connector == nil:
 		// Whatever carries our label has lost its bus and cannot get it back.
 		if err := w.sweep(ctx); err != nil {
 			return nil, err
 		}
-		return w.create(ctx, uid)
+		return w.create(ctx)
 	case !p.Connector.Running:
 		// Another ctl may be about to start it.
 		started, err := w.awaitStart(ctx, p.Connector.ID)
@@ -122,7 +117,7 @@ func (w *Workspace) attempt(ctx context.Context, p Parts, uid int) (*Up, error) 
 			return nil, err
 		}
 	}
-	return nil, w.recreateRunner(ctx, p.Connector.ID, uid)
+	return nil, w.recreateRunner(ctx, p.Connector.ID)
 }
 
 // join connects to a connector that runs and asks what it knows.

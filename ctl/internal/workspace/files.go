@@ -2,23 +2,15 @@ package workspace
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"path"
-	"slices"
-	"strconv"
-	"strings"
 
 	"berth.dev/bus"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
-
-	"github.com/docker/docker/api/types/container"
 )
 
 // runnerConfigFile is where the connector's container keeps the runner's
@@ -28,8 +20,8 @@ const runnerConfigFile = "/etc/berth/runner.json"
 // builderConfigFile is the same for builder, which is started when it is needed.
 const builderConfigFile = "/etc/berth/builder.json"
 
-// files are the contents of files by their absolute paths.
-type files map[string][]byte
+// files are what a container is given when it starts.
+type files bus.Files
 
 // keys makes the identities of a new workspace: the files of the connector's
 // container, and of the runner's.
@@ -81,53 +73,6 @@ func (f files) add(name string, v any) error {
 	return nil
 }
 
-// archive is a tar of the files, mode 0600, owned by uid, with their folders.
-func (f files) archive(uid int) (io.Reader, error) {
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	made := map[string]bool{"/": true}
-	for _, name := range slices.Sorted(maps.Keys(f)) {
-		var dirs []string
-		for d := path.Dir(name); !made[d]; d = path.Dir(d) {
-			made[d] = true
-			dirs = append(dirs, d)
-		}
-		slices.Reverse(dirs)
-		for _, d := range dirs {
-			h := &tar.Header{Name: strings.TrimPrefix(d, "/") + "/", Typeflag: tar.TypeDir, Mode: 0o755}
-			if d == path.Dir(bus.ConfigFile) {
-				h.Uid, h.Mode = uid, 0o700
-			}
-			if err := tw.WriteHeader(h); err != nil {
-				return nil, err
-			}
-		}
-		h := &tar.Header{Name: strings.TrimPrefix(name, "/"), Typeflag: tar.TypeReg, Mode: 0o600, Uid: uid, Size: int64(len(f[name]))}
-		if err := tw.WriteHeader(h); err != nil {
-			return nil, err
-		}
-		if _, err := tw.Write(f[name]); err != nil {
-			return nil, err
-		}
-	}
-	if err := tw.Close(); err != nil {
-		return nil, err
-	}
-	return &b, nil
-}
-
-// put copies the files into a container that has not been started yet.
-func (w *Workspace) put(ctx context.Context, id string, f files, uid int) error {
-	r, err := f.archive(uid)
-	if err != nil {
-		return fmt.Errorf("pack the configuration: %w", err)
-	}
-	if err := w.Engine.API.CopyToContainer(ctx, id, "/", r, container.CopyToContainerOptions{CopyUIDGID: true}); err != nil {
-		return fmt.Errorf("copy the configuration into the container: %w", err)
-	}
-	return nil
-}
-
 // fetch reads a file out of a container, running or not.
 func (w *Workspace) fetch(ctx context.Context, id, name string) ([]byte, error) {
 	r, _, err := w.Engine.API.CopyFromContainer(ctx, id, name)
@@ -166,14 +111,4 @@ func (w *Workspace) identity(ctx context.Context, connector string) (bus.Config,
 		return cfg, fault.New(fault.Internal, "ctl quit --all", "read ctl's key from the connector's container: %v", err)
 	}
 	return cfg, nil
-}
-
-// uidOf is the user that an image runs as, where it says so by number.
-func uidOf(user string) int {
-	u, _, _ := strings.Cut(user, ":")
-	n, err := strconv.Atoi(u)
-	if err != nil {
-		return 0
-	}
-	return n
 }

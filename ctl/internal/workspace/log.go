@@ -3,18 +3,15 @@ package workspace
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
-
-	"berth.dev/bus"
 
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
 )
-
-const busConfigFile = bus.ConfigFile
 
 // keepLog is how much of a container's output is kept for an error message.
 const keepLog = 4 << 10
@@ -27,11 +24,20 @@ type tailLog struct {
 	b    []byte
 }
 
-// listen attaches to a container's output.
-func (w *Workspace) listen(ctx context.Context, id string) (*tailLog, error) {
-	conn, err := w.Engine.API.ContainerAttach(context.WithoutCancel(ctx), id, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
+// listen attaches to a container that has not been started yet: it will find f on
+// its standard input, and what it prints is kept.
+func (w *Workspace) listen(ctx context.Context, id string, f files) (*tailLog, error) {
+	input, err := json.Marshal(f)
+	if err != nil {
+		return nil, fmt.Errorf("marshal the configuration: %w", err)
+	}
+	conn, err := w.Engine.API.ContainerAttach(context.WithoutCancel(ctx), id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		return nil, fmt.Errorf("attach to the container: %w", err)
+	}
+	if _, err := conn.Conn.Write(input); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("hand the configuration to the container: %w", err)
 	}
 	l := &tailLog{conn: conn, done: make(chan struct{})}
 	go func() {

@@ -16,11 +16,14 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
+	"berth.dev/bus"
 	"berth.dev/bus/command"
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
@@ -35,6 +38,8 @@ type Options struct {
 	Network string // the workspace's
 	// State states a fact; it returns when the fact is safe.
 	State func(ctx context.Context, id string, d event.Data)
+	// Started is called when a daemon container has started, or failed to; may be nil.
+	Started func()
 	// Ended is called when a connection's daemon container has ended.
 	Ended func(ctx context.Context, connection string)
 	// Go runs f in a goroutine that runner waits for; its context ends after
@@ -136,6 +141,9 @@ func (s *Set) run(ctx context.Context, r *record, sp *spec) {
 	waitCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wait, err := s.start(waitCtx, r, sp)
+	if s.opt.Started != nil {
+		s.opt.Started()
+	}
 	if err != nil {
 		s.opt.Log.Warn("the daemon container could not be started", "connection", r.connection, "err", err)
 		if id := s.idOf(r); id != "" {
@@ -163,7 +171,7 @@ func (s *Set) start(ctx context.Context, r *record, sp *spec) (*engine.Waiting, 
 			return nil, err
 		}
 		wait := s.eng.NextExit(ctx, id)
-		if err := s.attach(ctx, r); err != nil {
+		if err := s.attach(ctx, r, bus.Files{bus.ConfigFile: sp.req.Bus}); err != nil {
 			return nil, err
 		}
 		err = s.eng.API.ContainerStart(ctx, id, container.StartOptions{})
@@ -181,9 +189,17 @@ func (s *Set) start(ctx context.Context, r *record, sp *spec) (*engine.Waiting, 
 	panic("unreachable: the second round returns")
 }
 
-// attach keeps the last lines of r's container.
-func (s *Set) attach(ctx context.Context, r *record) error {
-	output, err := s.eng.Attach(ctx, s.idOf(r), r.last, r.last)
+// attach keeps the last lines of r's container, which gets files if it has not
+// been started yet.
+func (s *Set) attach(ctx context.Context, r *record, files bus.Files) error {
+	var input []byte
+	if files != nil {
+		var err error
+		if input, err = json.Marshal(files); err != nil {
+			return fmt.Errorf("marshal the daemon container's files: %w", err)
+		}
+	}
+	output, err := s.eng.Attach(ctx, s.idOf(r), input, r.last, r.last)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
@@ -340,7 +356,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 		s.mu.Unlock()
 		s.opt.Log.Info("a daemon container was adopted", "connection", r.connection, "container", name)
 		s.opt.Go(func(ctx context.Context) {
-			if err := s.attach(ctx, r); err != nil {
+			if err := s.attach(ctx, r, nil); err != nil {
 				s.opt.Log.Warn("the daemon container's log is not followed", "connection", r.connection, "err", err)
 			}
 			s.follow(ctx, r, s.eng.Ended(ctx, r.container))

@@ -1,11 +1,8 @@
 package daemon
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"fmt"
-	"strings"
 
 	"berth.dev/bus"
 	"berth.dev/bus/command"
@@ -63,14 +60,16 @@ func (s *Set) newSpec(ctx context.Context, req command.StartDaemon) (*spec, erro
 	return sp, nil
 }
 
-// create makes the container, joined to its networks and with its bus identity
-// inside, but does not start it. ipv6 asks the engine to switch IPv6 on in its
+// create makes the container, joined to its networks, but does not start it. It
+// wants its identity for the bus on its standard input. ipv6 asks the engine to switch IPv6 on in its
 // network namespace; a kernel without it makes the start fail.
 func (s *Set) create(ctx context.Context, sp *spec, ipv6 bool) (string, error) {
 	cfg := &container.Config{
 		Image:        s.eng.Image,
 		Entrypoint:   []string{"vif"},
-		Cmd:          []string{"--connection", sp.req.Connection},
+		Cmd:          []string{"--connection", sp.req.Connection, bus.FilesArg},
+		OpenStdin:    true,
+		StdinOnce:    true,
 		Hostname:     sp.req.Hostname,
 		ExposedPorts: sp.exposed,
 		Labels:       s.eng.Labels(engine.Daemon, sp.req.Connection, "", nil),
@@ -107,36 +106,5 @@ func (s *Set) create(ctx context.Context, sp *spec, ipv6 bool) (string, error) {
 			return c.ID, engine.Fault(err, "join container %s to network %s", sp.name, n)
 		}
 	}
-	files, err := busFile(sp.req.Bus)
-	if err != nil {
-		return c.ID, err
-	}
-	if err := s.eng.API.CopyToContainer(ctx, c.ID, "/", files, container.CopyToContainerOptions{}); err != nil {
-		return c.ID, engine.Fault(err, "copy %s into container %s", bus.ConfigFile, sp.name)
-	}
 	return c.ID, nil
-}
-
-// busFile is an archive of bus.ConfigFile. The file goes by the engine's own
-// copy and not by environment or mount, neither of which would be private: it
-// lies in the container's layer, which is gone with the container.
-func busFile(content []byte) (*bytes.Buffer, error) {
-	name := strings.TrimPrefix(bus.ConfigFile, "/")
-	dir := name[:strings.LastIndexByte(name, '/')+1]
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755})
-	if err == nil {
-		err = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(len(content))})
-	}
-	if err == nil {
-		_, err = w.Write(content)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("archive %s: %w", name, err)
-	}
-	return &b, nil
 }

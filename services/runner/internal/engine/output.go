@@ -14,14 +14,24 @@ import (
 
 // Attach copies what a container without a TTY writes from now on to stdout and
 // stderr, until it ends or ctx does; the channel is closed then. Called before
-// the start, it misses nothing.
+// the start, it misses nothing, and the container finds input on its standard
+// input, which ends there.
 //
 // The writers must not block for long: the engine stops the container's own
 // writes when an attached reader lags behind.
-func (e *Engine) Attach(ctx context.Context, id string, stdout, stderr io.Writer) (<-chan struct{}, error) {
-	h, err := e.API.ContainerAttach(ctx, id, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
+func (e *Engine) Attach(ctx context.Context, id string, input []byte, stdout, stderr io.Writer) (<-chan struct{}, error) {
+	h, err := e.API.ContainerAttach(ctx, id, container.AttachOptions{Stream: true, Stdin: len(input) > 0, Stdout: true, Stderr: true})
 	if err != nil {
 		return nil, Fault(err, "attach to container %s", id)
+	}
+	if len(input) > 0 {
+		if _, err = h.Conn.Write(input); err == nil {
+			err = h.CloseWrite()
+		}
+		if err != nil {
+			h.Close()
+			return nil, Fault(err, "write to container %s", id)
+		}
 	}
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, h.Close)

@@ -168,7 +168,7 @@ func (s *Set) attach(ctx context.Context, r *record) <-chan struct{} {
 		return none
 	}
 	out := s.opt.Output(r.engagement)
-	copied, err := s.eng.Attach(ctx, r.container, out.Stdout(), out.Stderr())
+	copied, err := s.eng.Attach(ctx, r.container, nil, out.Stdout(), out.Stderr())
 	if err != nil {
 		s.log.Warn("the handler's output is not recorded", "engagement", r.engagement, "err", err)
 		copied = none

@@ -159,7 +159,7 @@ func (s *Set) launch(ctx, wait context.Context, f *forwarder, part int, cfg *con
 	last := &engine.LastLines{}
 	actx, cancel := context.WithCancel(wait)
 	defer cancel()
-	output, err := s.eng.Attach(actx, c.ID, w, last)
+	output, err := s.eng.Attach(actx, c.ID, nil, w, last)
 	if err != nil {
 		return err
 	}

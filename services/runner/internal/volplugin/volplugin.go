@@ -71,6 +71,9 @@ type Options struct {
 	Binary  string // path of telemount, static
 	Version string
 	Way     string // Auto, Managed, Socket or None
+	// Calm is closed when an installation, which keeps engine and machine busy, is
+	// in nobody's way any more; nil is at once.
+	Calm <-chan struct{}
 	// Go runs f in a goroutine that runner waits for; its context ends with runner.
 	Go  func(f func(context.Context))
 	Log *slog.Logger
@@ -177,7 +180,19 @@ func (p *Plugin) ensure(ctx context.Context) (v command.VolumePlugin, fresh bool
 	return command.VolumePlugin{Reason: strings.Join(why, "; ")}, false
 }
 
+// calm waits for Calm.
+func (p *Plugin) calm(ctx context.Context) {
+	if p.opt.Calm == nil {
+		return
+	}
+	select {
+	case <-p.opt.Calm:
+	case <-ctx.Done():
+	}
+}
+
 func (p *Plugin) installManaged(ctx context.Context) (command.VolumePlugin, error) {
+	p.calm(ctx)
 	binary, err := os.ReadFile(p.opt.Binary)
 	if err != nil {
 		return command.VolumePlugin{}, fmt.Errorf("this image has no telemount: %w", err)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"berth.dev/bus"
 )
 
 func main() {
@@ -78,12 +81,17 @@ func main() {
 }
 
 func vif(args []string) {
+	fs := flag.NewFlagSet("vif", flag.ContinueOnError)
+	connection := fs.String("connection", "", "")
+	take := bus.FilesFlag(fs)
+	check(fs.Parse(args))
+	check(take(os.Stdin))
 	in, err := os.Stat("/etc/berth/bus.json")
 	check(err)
 	if in.Mode().Perm() != 0o600 {
 		check(fmt.Errorf("bus.json has mode %v", in.Mode()))
 	}
-	if strings.HasPrefix(args[1], "dies") {
+	if strings.HasPrefix(*connection, "dies") {
 		fmt.Fprintln(os.Stderr, `{"level":"INFO","msg":"starting"}`)
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"create tun","err":"no such device"}`)
 		os.Exit(4)
