@@ -272,7 +272,10 @@ type Engagement struct {
 	Published []event.Published `json:"published,omitempty"`
 	Ports     []event.Port      `json:"ports,omitempty"`
 	Pods      []string          `json:"pods,omitempty"`
-	Since     time.Time         `json:"since"`
+	// Method and Why are those of event.WorkloadPrepared, once that is stated.
+	Method string    `json:"method,omitempty"`
+	Why    string    `json:"why,omitempty"`
+	Since  time.Time `json:"since"`
 }
 
 // ListWorkloads asks for the workloads of a namespace (default: the connected one).

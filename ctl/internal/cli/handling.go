@@ -379,11 +379,7 @@ func (h *handling) see(e event.Envelope) {
 	}
 	if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
 		h.ports = f.Ports
-		how := f.Method
-		if f.Why != "" {
-			how += ", since " + f.Why
-		}
-		step("workload prepared", "%d pod(s), by %s", len(f.Pods), how)
+		step("workload prepared", "%d pod(s), by %s", len(f.Pods), how(f.Method, f.Why))
 	}
 	if f, ok := event.Decode[event.HandlerCreated](e); ok {
 		step("handler created", "%s", f.Container)

@@ -129,10 +129,21 @@ func (a *App) printStatus(st status) {
 	}
 	a.print.Table(rows)
 	for _, e := range st.Engagements {
+		if e.Why != "" {
+			a.print.Result("%s: by %s", e.Name, how(e.Method, e.Why))
+		}
 		for _, p := range e.Published {
 			a.print.Result("%s: published %s", e.Name, publishedText(p))
 		}
 	}
+}
+
+// how a workload was prepared, and why not in another way if that is to be said.
+func how(method, why string) string {
+	if why == "" {
+		return method
+	}
+	return method + ", since " + why
 }
 
 func health(c command.Connection) string {

@@ -113,12 +113,12 @@ func (p *Plugin) Ensure(ctx context.Context, _ command.None) (command.VolumePlug
 	if l == nil {
 		l = &look{done: make(chan struct{})}
 		p.running = l
-		p.opt.Go(func(ctx context.Context) {
+		p.opt.Go(func(life context.Context) {
 			// Not cut short by runner's end: the engine would finish a plugin
 			// that nobody waits for, when who ends the workspace has looked.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(life), within)
 			defer cancel()
-			l.found = p.look(ctx)
+			l.found = p.look(ctx, life)
 			p.mu.Lock()
 			p.running = nil
 			p.mu.Unlock()
@@ -138,9 +138,9 @@ func (p *Plugin) Ensure(ctx context.Context, _ command.None) (command.VolumePlug
 // not start.
 const within = 45 * time.Second
 
-func (p *Plugin) look(ctx context.Context) command.VolumePlugin {
+func (p *Plugin) look(ctx, life context.Context) command.VolumePlugin {
 	began := time.Now()
-	v, fresh := p.ensure(ctx)
+	v, fresh := p.ensure(ctx, life)
 	switch {
 	case v.Kind == "" && p.opt.Way != None:
 		p.opt.Log.Warn("there is no volume plugin", "reason", v.Reason)
@@ -150,7 +150,8 @@ func (p *Plugin) look(ctx context.Context) command.VolumePlugin {
 	return v
 }
 
-func (p *Plugin) ensure(ctx context.Context) (v command.VolumePlugin, fresh bool) {
+// ensure looks and installs, not for a runner whose life ends before it is calm.
+func (p *Plugin) ensure(ctx, life context.Context) (v command.VolumePlugin, fresh bool) {
 	if p.opt.Way == None {
 		return command.VolumePlugin{Reason: "remote volumes are switched off"}, false
 	}
@@ -163,6 +164,8 @@ func (p *Plugin) ensure(ctx context.Context) (v command.VolumePlugin, fresh bool
 		// A socket plugin that is there answers to the same name.
 		if c, cerr := p.socketContainer(ctx); cerr == nil && c != nil {
 			why = append(why, "telemount runs in the container "+name)
+		} else if err := p.calm(life); err != nil {
+			return command.VolumePlugin{Reason: err.Error()}, false
 		} else if v, err := p.installManaged(ctx); err == nil {
 			return v, true
 		} else {
@@ -181,18 +184,19 @@ func (p *Plugin) ensure(ctx context.Context) (v command.VolumePlugin, fresh bool
 }
 
 // calm waits for Calm.
-func (p *Plugin) calm(ctx context.Context) {
+func (p *Plugin) calm(life context.Context) error {
 	if p.opt.Calm == nil {
-		return
+		return nil
 	}
 	select {
 	case <-p.opt.Calm:
-	case <-ctx.Done():
+		return nil
+	case <-life.Done():
+		return errors.New("runner ends")
 	}
 }
 
 func (p *Plugin) installManaged(ctx context.Context) (command.VolumePlugin, error) {
-	p.calm(ctx)
 	binary, err := os.ReadFile(p.opt.Binary)
 	if err != nil {
 		return command.VolumePlugin{}, fmt.Errorf("this image has no telemount: %w", err)
