@@ -497,9 +497,12 @@ type Access struct {
 
 // OpenTunnel tells vif to join the cluster.
 type OpenTunnel struct {
-	Access           Access   `json:"access"`
-	ConnectionName   string   `json:"connectionName"`
-	Namespace        string   `json:"namespace"`        // connected, for the DNS search list
+	Access         Access `json:"access"`
+	ConnectionName string `json:"connectionName"`
+	Namespace      string `json:"namespace"` // connected, for the DNS search list
+	// Namespaces are the cluster's, as far as they can be listed: for a resolver
+	// that asks whom by the domain.
+	Namespaces       []string `json:"namespaces,omitempty"`
 	ManagerNamespace string   `json:"managerNamespace"` //
 	Pin              string   `json:"pin"`              // the manager's
 	Direct           []string `json:"direct,omitempty"` // host:port to try before the API server

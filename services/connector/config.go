@@ -20,6 +20,7 @@ type config struct {
 	advertise  string
 	image      string
 	lock       string
+	onHost     bool
 	logLevel   slog.Level
 	identities []bus.Identity
 	bus        bus.Config // its own identity
@@ -36,6 +37,7 @@ func parse(args []string) (config, error) {
 	fs.StringVar(&c.image, "cluster-image", "berth-cluster:"+version, "image of the manager and the agent")
 	fs.StringVar(&identities, "identities", bus.IdentitiesFile, "file with the identities that the bus admits")
 	fs.StringVar(&busConfig, "bus-config", bus.ConfigFile, "file with connector's own identity")
+	fs.BoolVar(&c.onHost, "on-host", false, "connections are this machine's own, whose resolver has to know the cluster's namespaces")
 	fs.StringVar(&c.lock, "lock", "", "`FILE` whose lock to hold, by which ctl finds this process when it is one of the machine's")
 	take := bus.FilesFlag(fs)
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")

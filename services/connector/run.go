@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string) error {
 	defer conn.Close()
 	return service.Run(ctx, service.Options{
 		Bus: conn, Admission: srv, BusURL: "nats://" + net.JoinHostPort(address, strconv.Itoa(srv.Port())),
-		Version: version, Image: cfg.image, Log: log,
+		Version: version, Image: cfg.image, OnHost: cfg.onHost, Log: log,
 	})
 }
 

@@ -7,6 +7,7 @@ require (
 	berth.dev/files v0.0.0
 	berth.dev/lease v0.0.0-00010101000000-000000000000
 	berth.dev/tunnel v0.0.0
+	github.com/godbus/dbus/v5 v5.2.4
 	github.com/miekg/dns v1.1.73
 	github.com/peterbourgon/ff/v3 v3.4.0
 	github.com/vishvananda/netlink v1.3.1

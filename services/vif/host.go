@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -12,7 +13,9 @@ import (
 	"syscall"
 
 	"berth.dev/bus/standby"
+	"berth.dev/services/vif/internal/connection"
 	"berth.dev/services/vif/internal/resolvconf"
+	"berth.dev/services/vif/internal/resolved"
 )
 
 // standbyFD is the first descriptor behind the standard ones.
@@ -72,6 +75,20 @@ func serveHost(ctx context.Context, c config) error {
 		cancel()
 	}()
 	return serve(ctx, c)
+}
+
+// hostResolver is whom this machine's programs ask for names: systemd-resolved
+// where it is, else the servers of its file.
+func hostResolver(file *resolvconf.File, resolvConf, iface string, log *slog.Logger) (r connection.Resolver, done func()) {
+	d, err := resolved.Open(resolvConf, resolved.Dir, iface)
+	if err == nil {
+		log.Info("names are resolved by systemd-resolved")
+		return d, d.Close
+	}
+	if !errors.Is(err, resolved.ErrNotUsed) {
+		log.Warn("systemd-resolved is passed over", "err", err)
+	}
+	return resolvconf.NewHost(file, log), func() {}
 }
 
 // restore puts the resolver's configuration back, unless a vif lives: then it is

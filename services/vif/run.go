@@ -46,7 +46,9 @@ func serve(ctx context.Context, c config) error {
 	}
 	var resolver connection.Resolver = resolvconf.Container{File: file}
 	if c.onHost() {
-		resolver = resolvconf.NewHost(file, log)
+		var done func()
+		resolver, done = hostResolver(file, c.resolvConf, c.iface, log)
+		defer done()
 	}
 	names := resolvconf.NewDialer(resolver.Original())
 	// For those libraries that take no dialer (SPDY).

@@ -33,6 +33,7 @@ var rules = []rule{
 	{"golang.zx2c4.com/wireguard", []string{"berth.dev/services/vif"}, "TUN is vif's"},
 	{"gvisor.dev/gvisor", []string{"berth.dev/services/vif"}, "netstack is vif's"},
 	{"github.com/miekg/dns", []string{"berth.dev/services/vif", "berth.dev/e2e", "berth.dev/bench"}, "DNS is vif's; the manager passes messages on unread"},
+	{"github.com/godbus/dbus", []string{"berth.dev/services/vif/internal/resolved"}, "systemd-resolved is the one service of a machine that Berth speaks to"},
 	{"github.com/hanwen/go-fuse", []string{"berth.dev/services/telemount"}, "FUSE is telemount's"},
 	{"github.com/nats-io/nats-server", []string{"berth.dev/bus/embed", "berth.dev/bus/bustest"}, "the server costs 17 MB of binary: only connector links it"},
 	{"github.com/nats-io", []string{"berth.dev/bus"}, "only package bus speaks NATS, so that subjects and identities have one owner"},

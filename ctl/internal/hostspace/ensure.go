@@ -144,7 +144,7 @@ func (s *Space) create(ctx context.Context) (up *workspace.Up, err error) {
 		}
 	}
 	connector, err := s.start(subject.Connector, "-listen-host", "127.0.0.1", "-listen-port", port, "-advertise", "127.0.0.1",
-		"-store-dir", s.path(storeDir), "-identities", s.path(identitiesFile))
+		"-on-host", "-store-dir", s.path(storeDir), "-identities", s.path(identitiesFile))
 	if err != nil {
 		return nil, err
 	}

@@ -53,6 +53,25 @@ func (c *Cluster) NamespaceExists(ctx context.Context, namespace string) error {
 	return c.explain(err, Right{Verb: "get", Resource: "namespaces", Name: namespace})
 }
 
+// namespacesWithin bounds Namespaces, which nobody waits for in vain.
+const namespacesWithin = 2 * time.Second
+
+// Namespaces are the names of the cluster's, or none where the user may not list
+// them: it is for convenience only.
+func (c *Cluster) Namespaces(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, namespacesWithin)
+	defer cancel()
+	list, err := c.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, n := range list.Items {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
 // TunnelAccess makes the means to open tunnels: a token of the tunnel's account
 // that lives for half an hour, or, where the user may not ask for one, the
 // user's own credentials, if they suffice.

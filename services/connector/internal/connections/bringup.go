@@ -159,8 +159,12 @@ func (l *Live) openTunnel() error {
 	l.mu.Lock()
 	info, access := l.info, l.access
 	l.mu.Unlock()
+	var namespaces []string
+	if l.w.OnHost {
+		namespaces = l.Cluster.Namespaces(l.forward)
+	}
 	_, err := bus.Call(l.forward, l.w.Bus, command.TunnelOpen, l.req.ID, command.OpenTunnel{
-		Access: access, ConnectionName: l.req.Name, Namespace: l.req.Namespace, ManagerNamespace: l.req.ManagerNamespace,
+		Access: access, ConnectionName: l.req.Name, Namespace: l.req.Namespace, Namespaces: namespaces, ManagerNamespace: l.req.ManagerNamespace,
 		Pin: info.Pin, Direct: info.Direct, AlsoProxy: l.req.AlsoProxy, NeverProxy: l.req.NeverProxy,
 	})
 	return err

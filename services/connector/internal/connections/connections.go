@@ -53,6 +53,7 @@ type World struct {
 	Admission Admission
 	BusURL    string // where a daemon container reaches the bus
 	Version   string
+	OnHost    bool // the machine's resolver is to know the cluster's namespaces
 	Log       *slog.Logger
 	Open      func(kubeconfig []byte, server string) (*cluster.Cluster, error)
 	Link      func(connection, managerNamespace string) (Link, error)

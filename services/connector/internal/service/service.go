@@ -39,6 +39,7 @@ type Options struct {
 	BusURL    string // where a daemon container reaches the bus
 	Version   string
 	Image     string // of the cluster side, unless a command names one
+	OnHost    bool   // connections are a machine's own
 	Log       *slog.Logger
 	// Open and Link are the ways to a cluster; nil for the real ones.
 	Open func(kubeconfig []byte, server string) (*cluster.Cluster, error)
@@ -114,7 +115,7 @@ func wire(o Options) *service {
 	s := &service{o: o, installations: newInstallations(o)}
 	s.engagements = engagements.New(engagements.World{Bus: o.Bus, Log: o.Log, Connection: s.connected})
 	s.connections = connections.New(connections.World{
-		Bus: o.Bus, Admission: o.Admission, BusURL: o.BusURL, Version: o.Version, Log: o.Log,
+		Bus: o.Bus, Admission: o.Admission, BusURL: o.BusURL, Version: o.Version, OnHost: o.OnHost, Log: o.Log,
 		Open: o.Open, Link: o.Link, EndEngagements: s.engagements.EndAll,
 	})
 	return s

@@ -54,8 +54,9 @@ type Resolver interface {
 	// they are the caller's to close.
 	Sockets() ([]net.PacketConn, []net.Listener)
 	// Point makes programs ask server, which is that at the VIF, and search the
-	// domains. It returns all that are searched.
-	Point(server netip.Addr, search []string) ([]string, error)
+	// domains of search. Where only some names are asked of it, they are those of
+	// search and routes. It returns all domains that are searched.
+	Point(server netip.Addr, search, routes []string) ([]string, error)
 	// Restore undoes Point. Repeating it is harmless.
 	Restore() error
 }
@@ -101,6 +102,7 @@ type Connection struct {
 type order struct {
 	target      tunnelclient.Target
 	namespace   string
+	namespaces  []string // of the cluster, as far as the user may list them
 	also, never []netip.Prefix
 }
 
@@ -222,7 +224,7 @@ func prefixes(what string, list []string) (out []netip.Prefix, err error) {
 // tunnelOpen accepts the order; facts tell what becomes of it.
 func (c *Connection) tunnelOpen(_ context.Context, req command.OpenTunnel) (command.Accepted, error) {
 	o := &order{
-		namespace: req.Namespace,
+		namespace: req.Namespace, namespaces: req.Namespaces,
 		target: tunnelclient.Target{
 			Connection: c.cfg.ID, Namespace: req.ManagerNamespace, Pin: req.Pin, Kubeconfig: req.Access.Kubeconfig, Direct: req.Direct,
 		},

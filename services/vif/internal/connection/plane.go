@@ -226,7 +226,7 @@ func (p *plane) zones(o *order) dns.Zones {
 	if domain == "" {
 		domain = "cluster.local"
 	}
-	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Search: p.resolv.Original().Search, Short: p.short}
+	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Namespaces: o.namespaces, Search: p.resolv.Original().Search, Short: p.short}
 }
 
 func (c *Connection) interfaceReady(ctx context.Context, p *plane) {
@@ -270,7 +270,7 @@ func (p *plane) startDNS(ctx context.Context, c *Connection) error {
 	if err := p.dns.Probe(pctx, netip.AddrPortFrom(p.server[0], 53)); err != nil {
 		return fault.New(fault.Unavailable, "ctl doctor", "%v", err)
 	}
-	search, err := p.resolv.Point(p.server[0], p.dns.Search())
+	search, err := p.resolv.Point(p.server[0], p.dns.Search(), p.dns.Routes())
 	if err != nil {
 		return fmt.Errorf("point resolvers at the VIF's DNS: %w", err)
 	}

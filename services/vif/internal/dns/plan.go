@@ -9,10 +9,12 @@ import (
 
 // Zones are what names mean on this connection.
 type Zones struct {
-	Domain    string         // of the cluster: cluster.local
-	Namespace string         // connected
-	Subnets   []netip.Prefix // whose addresses the cluster names (PTR)
-	Search    []string       // the original search list
+	Domain    string // of the cluster: cluster.local
+	Namespace string // connected
+	// Namespaces are the others, as far as they are known.
+	Namespaces []string
+	Subnets    []netip.Prefix // whose addresses the cluster names (PTR)
+	Search     []string       // the original search list
 	// Short, on a machine, is the one domain in whose search list short names are
 	// the cluster's: x.tel2-search is x in the connected namespace. Empty, in a
 	// daemon container: the search list is a pod's.
@@ -25,6 +27,14 @@ func (z Zones) search() []string {
 		return []string{z.Short}
 	}
 	return []string{z.Namespace + ".svc." + z.Domain, "svc." + z.Domain, z.Domain}
+}
+
+// routes are the domains of the cluster's names, for who asks whom by the domain:
+// all names but the bare ones.
+func (z Zones) routes() []string {
+	all := append([]string{z.Domain, "svc", z.Namespace}, z.Namespaces...)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // Plan says whom to ask for a name.

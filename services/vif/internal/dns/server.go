@@ -75,6 +75,12 @@ func (s *Server) Search() []string {
 	return z.search()
 }
 
+// Routes are the domains of the cluster's names; see Zones.
+func (s *Server) Routes() []string {
+	z, _ := s.zones()
+	return z.routes()
+}
+
 func (s *Server) zones() (Zones, []netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

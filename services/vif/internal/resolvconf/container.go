@@ -15,7 +15,7 @@ func (Container) Sockets() ([]net.PacketConn, []net.Listener) { return nil, nil 
 
 // Point makes resolvers ask server, with the given domains before those that the
 // original searched. It returns the domains.
-func (c Container) Point(server netip.Addr, search []string) ([]string, error) {
+func (c Container) Point(server netip.Addr, search, _ []string) ([]string, error) {
 	was := c.Original()
 	now := Config{Servers: []netip.Addr{server}, Search: domains(search, was.Search), Options: likePod(was.Options)}
 	return now.Search, c.Rewrite(now)

@@ -65,7 +65,7 @@ func (h *Host) Sockets() ([]net.PacketConn, []net.Listener) {
 
 // Point makes resolvers ask the server first, and search the given domains first.
 // server is its address at the VIF.
-func (h *Host) Point(server netip.Addr, search []string) ([]string, error) {
+func (h *Host) Point(server netip.Addr, search, _ []string) ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.served.IsValid() {

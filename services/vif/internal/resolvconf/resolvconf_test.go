@@ -55,7 +55,7 @@ func TestRewriteAndRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		search := []string{"shop.svc.cluster.local", "svc.cluster.local", "cluster.local"}
-		all, err := Container{f}.Point(netip.MustParseAddr("198.18.0.2"), search)
+		all, err := Container{f}.Point(netip.MustParseAddr("198.18.0.2"), search, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestRewriteAndRestore(t *testing.T) {
 		if a, b := again.Original(), Parse([]byte(content)); !slices.Equal(a.Servers, b.Servers) || !slices.Equal(a.Search, b.Search) {
 			t.Errorf("original after a kill: %+v, want %+v", a, b)
 		}
-		if _, err := (Container{again}).Point(netip.MustParseAddr("198.18.0.2"), search); err != nil {
+		if _, err := (Container{again}).Point(netip.MustParseAddr("198.18.0.2"), search, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Restore(); err != nil {
