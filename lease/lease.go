@@ -83,6 +83,8 @@ type Info struct {
 	// Webhook is the outcome of the manager's last self-test of its admission
 	// webhook: "ok", or what failed.
 	Webhook string `json:"webhook"`
+	// Filters: the manager knows EngagementSpec.Filter.
+	Filters bool `json:"filters,omitempty"`
 	// ExcludeEnv are the variables (patterns of path.Match) that this
 	// installation keeps in the cluster.
 	ExcludeEnv []string `json:"excludeEnv,omitempty"`
@@ -122,6 +124,9 @@ type EngagementSpec struct {
 	Ports []Port `json:"ports,omitempty"`
 	// ToPod are ports of the pod that the handler reaches at its own loopback address.
 	ToPod []Port `json:"toPod,omitempty"`
+	// Filter says which requests of Ports come to the handler; the zero one: all.
+	// It is here in the clear, values of headers too: agents need them.
+	Filter Filter `json:"filter,omitzero"`
 	// TokenHash is TokenHash of the secret with which the container's volumes
 	// are used; empty: nobody uses them. The secret itself never is in the
 	// cluster.
@@ -299,6 +304,9 @@ type Diverted struct {
 	Port     uint16 `json:"port"`     // in the pod
 	Protocol string `json:"protocol"` // TCP or UDP
 	As       uint16 `json:"as"`       // the engagement's container port, where pods differ
+	// Filter says which requests go there; the rest is another engagement's, or
+	// the app's.
+	Filter Filter `json:"filter,omitzero"`
 	// Probes are kubelet's, of this port: they are passed on to the app.
 	Probes []Probe `json:"probes,omitempty"`
 }
@@ -346,6 +354,9 @@ type AgentID struct {
 	Name      string `json:"name"`             // of the agent's own container
 	Container string `json:"container"`        // beside which it is
 	Divert    bool   `json:"divert,omitempty"` // it may divert traffic
+	// Filters: it is of a version that knows filters. One that does not would take
+	// all requests for those of the first engagement.
+	Filters bool `json:"filters,omitempty"`
 }
 
 // AgentAudience is the audience of the projected service-account token with

@@ -185,7 +185,7 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 	}
 	g.Go(func() error {
 		defer end()
-		defer b.Suspend()
+		defer b.Close()
 		select {
 		case <-ctx.Done():
 			lingering, cancel := context.WithTimeout(live, max(cfg.grace-margin, time.Second))
@@ -195,6 +195,7 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 			log.Info("not needed any more")
 		case <-forEphemeral(cfg, orphan.C):
 			log.Info("no manager for too long")
+			b.Linger(live, 0) // what is with the app is not ours to end
 		case <-live.Done():
 		}
 		return nil

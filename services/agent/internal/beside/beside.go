@@ -7,15 +7,17 @@
 // port goes back to the app at once (Suspend).
 //
 // Order of a change: listen, then divert, so that no connection finds nobody. At
-// the end turn the traffic round, so that nothing new comes; then let the open
-// flows end, for a while, and reset what does not; then take the table away, which
-// until then translates their packets.
+// the end turn the traffic round, so that nothing new comes; then let what is with
+// the handler end, for a while, and reset what does not; then take the table away,
+// which until then translates the packets. What has come through here to the app
+// is not ours to end: as long as it lasts the listener and the table stay.
 package beside
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -24,7 +26,7 @@ import (
 	"berth.dev/lease"
 	"berth.dev/services/agent/internal/divert"
 	"berth.dev/services/agent/internal/port"
-	"berth.dev/services/agent/internal/probe"
+	"berth.dev/services/agent/internal/split"
 )
 
 // Diverter brings the traffic of ports to others; divert.Diverter is one.
@@ -33,8 +35,10 @@ type Diverter interface {
 	Close()
 }
 
-// drainTime is what open flows get to end when their engagement has.
-const drainTime = 5 * time.Second
+const (
+	drainTime = 5 * time.Second        // for flows to end when their engagement has
+	onTheWay  = 200 * time.Millisecond // from a connection's first packet until it is accepted
+)
 
 // Beside is what an agent beside a container does. Its methods may be called
 // concurrently.
@@ -43,69 +47,51 @@ type Beside struct {
 	diverter Diverter
 	log      *slog.Logger
 
-	mu       sync.Mutex
-	served   map[string]bool
-	ports    map[key]*diverted
-	retiring map[*port.Set]context.CancelFunc
-	retired  sync.WaitGroup
-	node     []netip.Addr
-	named    map[port.Port]*named
-	exit     bool
-	done     chan struct{} // closed when the manager needs the agent no more
-}
-
-// key is a port that is diverted for an engagement.
-type key struct {
-	engagement string
-	port       port.Port
-	as         uint16
+	mu     sync.Mutex
+	served map[string]bool
+	ports  map[port.Port]*diverted
+	node   []netip.Addr
+	exit   bool
+	done   chan struct{} // closed when the manager needs the agent no more
 }
 
 // diverted is a port with who listens for it.
 type diverted struct {
-	set    *port.Set
-	at     uint16
-	probes *probe.Port
-}
-
-// named is a port whose name was given to the agent: its traffic comes here by
-// itself.
-type named struct {
-	set    *port.Set
-	probes *probe.Port
+	set   *port.Set
+	split *split.Port
+	at    uint16              // where it is brought
+	named bool                // it comes by itself, for the agent was given its name
+	on    bool                // it is to come here
+	has   map[string]struct{} // engagements that have traffic of it
+	stay  context.CancelFunc  // it comes here again: ends the waiting for its end
 }
 
 // Named takes the traffic of the app's port p at the port number at, for as long
 // as the agent lives. Call it before anything is applied.
 func (b *Beside) Named(p port.Port, at uint16) error {
-	n := &named{port.NewSet("", b.opener, b.log), &probe.Port{Number: p.Number}}
-	if err := n.set.Switch(at, n.probes); err != nil {
+	d, err := b.listen(p, at)
+	if err != nil {
 		return fmt.Errorf("listen for port %v: %w", p, err)
 	}
-	b.named[p] = n
+	d.named = true
+	b.ports[p] = d
 	return nil
 }
 
-// toNamed says where the traffic of named ports goes, and takes them from wanted.
-func (b *Beside) toNamed(wanted map[key]lease.Diverted) map[key]lease.Diverted {
-	rest := map[key]lease.Diverted{}
-	to := map[*named]*port.To{}
-	for k, d := range wanted {
-		if n := b.named[k.port]; n != nil {
-			to[n] = &port.To{Engagement: k.engagement, As: k.as}
-			continue
-		}
-		rest[k] = d
+// listen makes a port's listener, at a free port or the one given.
+func (b *Beside) listen(p port.Port, at uint16) (*diverted, error) {
+	d := &diverted{set: port.NewSet("", b.opener, b.log), split: split.New(p.Number, b.opener, b.log), stay: func() {}}
+	var err error
+	if d.at, err = d.set.Divert(p.Protocol, at, d.split); err != nil {
+		d.set.Close()
+		return nil, err
 	}
-	for _, n := range b.named {
-		n.set.SetTo(to[n])
-	}
-	return rest
+	return d, nil
 }
 
 // New serves nothing yet.
 func New(o port.Opener, d Diverter, log *slog.Logger) *Beside {
-	return &Beside{opener: o, diverter: d, log: log, served: map[string]bool{}, ports: map[key]*diverted{}, retiring: map[*port.Set]context.CancelFunc{}, named: map[port.Port]*named{}, done: make(chan struct{})}
+	return &Beside{opener: o, diverter: d, log: log, served: map[string]bool{}, ports: map[port.Port]*diverted{}, done: make(chan struct{})}
 }
 
 // Serves reports whether the agent serves the engagement.
@@ -122,10 +108,6 @@ func (b *Beside) Done() <-chan struct{} { return b.done }
 func (b *Beside) Apply(q lease.AgentServe) lease.AgentServed {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if q.Exit && !b.exit {
-		b.exit = true
-		close(b.done)
-	}
 	b.served = map[string]bool{}
 	b.node = gateways()
 	for _, n := range q.Node {
@@ -133,111 +115,202 @@ func (b *Beside) Apply(q lease.AgentServe) lease.AgentServed {
 			b.node = append(b.node, a.Unmap())
 		}
 	}
-	wanted := map[key]lease.Diverted{}
+	w := wanted{}
 	for _, e := range q.Engagements {
 		b.served[e.ID] = true
 		for _, d := range e.Divert {
-			wanted[key{e.ID, port.Port{Number: d.Port, Protocol: d.Protocol}, d.As}] = d
+			w.add(e.ID, d)
 		}
 	}
-	return lease.AgentServed{Errors: b.divert(wanted)}
+	errs := b.divert(w)
+	b.exit = q.Exit
+	b.leave()
+	if len(errs) == 0 {
+		return lease.AgentServed{}
+	}
+	return lease.AgentServed{Errors: errs}
 }
 
-// Suspend gives the traffic back and resets the flows; the engagements are still
-// served otherwise.
+// leave says that the agent may go, when it has nothing more to carry.
+func (b *Beside) leave() {
+	if !b.exit || len(b.ports) > 0 {
+		return
+	}
+	select {
+	case <-b.done:
+	default:
+		close(b.done)
+	}
+}
+
+// wanted is what is to hold, by port.
+type wanted map[port.Port]*holding
+
+type holding struct {
+	routes []split.Route
+	probes []lease.Probe
+}
+
+func (w wanted) add(engagement string, d lease.Diverted) {
+	p := port.Port{Number: d.Port, Protocol: d.Protocol}
+	if w[p] == nil {
+		w[p] = &holding{}
+	}
+	w[p].routes = append(w[p].routes, split.Route{To: port.To{Engagement: engagement, As: d.As}, Filter: d.Filter})
+	w[p].probes = d.Probes
+}
+
+// Suspend gives the traffic back and resets what is with handlers; the engagements
+// are still served otherwise.
 func (b *Beside) Suspend() {
 	b.mu.Lock()
-	b.divert(nil)
-	for _, cancel := range b.retiring {
-		cancel()
+	defer b.mu.Unlock()
+	had := map[*diverted][]string{}
+	for _, d := range b.ports {
+		had[d] = slices.Collect(maps.Keys(d.has))
 	}
-	b.mu.Unlock()
-	b.retired.Wait()
-}
-
-// retire lets the flows of ports that are no longer diverted end, and takes the
-// table away after the last of them.
-func (b *Beside) retire(s *port.Set) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-	b.retiring[s] = cancel
-	drain := s.Retire()
-	b.retired.Go(func() {
-		drain(ctx)
-		cancel()
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.retiring, s)
-		if len(b.retiring) == 0 && len(b.ports) == 0 {
-			b.diverter.Close()
+	b.divert(nil)
+	for d, engagements := range had {
+		for _, e := range engagements {
+			d.cut(e)
 		}
-	})
+	}
 }
 
-// divert makes wanted the ports that are diverted.
-func (b *Beside) divert(wanted map[key]lease.Diverted) map[string]string {
+// Close gives the traffic back and resets all flows, those with the app too.
+func (b *Beside) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p, d := range b.ports {
+		b.end(p, d)
+	}
+}
+
+// end takes a port's listener away; the table goes with the last one.
+func (b *Beside) end(p port.Port, d *diverted) {
+	d.stay()
+	d.set.Close()
+	delete(b.ports, p)
+	if !slices.ContainsFunc(slices.Collect(maps.Values(b.ports)), func(d *diverted) bool { return !d.named }) {
+		b.diverter.Close()
+	}
+}
+
+// divert makes w the ports that are diverted.
+func (b *Beside) divert(w wanted) map[string]string {
 	errs := map[string]string{}
-	wanted = b.toNamed(wanted)
-	next := map[key]*diverted{}
-	for k, d := range wanted {
-		if old := b.ports[k]; old != nil {
-			if slices.Equal(old.probes.Probes, d.Probes) && slices.Equal(old.probes.Node, b.node) {
-				next[k] = old
+	was := b.rules()
+	for p, h := range w {
+		d := b.ports[p]
+		if d == nil {
+			var err error
+			if d, err = b.listen(p, 0); err != nil {
+				h.fail(errs, fmt.Sprintf("port %v: %v", p, err))
 				continue
 			}
+			b.ports[p] = d
 		}
-		n := &diverted{set: port.NewSet(k.engagement, b.opener, b.log), probes: &probe.Port{Number: k.port.Number, Probes: d.Probes, Node: b.node}}
-		at, err := n.set.Divert(k.port, k.as, n.probes)
-		if err != nil {
-			n.set.Close()
-			errs[k.engagement] = fmt.Sprintf("port %v: %v", k.port, err)
-			continue
-		}
-		n.at = at
-		next[k] = n
+		d.stay()
+		d.on = true
+		b.hold(d, h, errs)
 	}
-	if !same(b.ports, next) {
-		if err := b.diverter.Set(rules(next)); err != nil {
-			for k, n := range next {
-				errs[k.engagement] = err.Error()
-				if b.ports[k] != n {
-					n.set.Close()
+	for p, d := range b.ports {
+		if d.on && w[p] == nil {
+			d.on = false
+			b.hold(d, &holding{}, errs)
+		}
+	}
+	if now := b.rules(); !slices.Equal(was, now) {
+		if err := b.diverter.Set(now); err != nil { // and nothing is diverted
+			for p, d := range b.ports {
+				if d.on && !d.named {
+					d.on = false
+					b.hold(d, &holding{}, errs)
+					w[p].fail(errs, err.Error())
 				}
 			}
-			next = nil // nothing is diverted
 		}
+		b.log.Info("diverted ports have changed", "now", len(now))
 	}
-	for k, old := range b.ports {
-		if next[k] != old {
-			b.retire(old.set)
+	for p, d := range b.ports {
+		if !d.on && !d.named {
+			b.retire(p, d)
 		}
-	}
-	if len(b.ports) != len(next) {
-		b.log.Info("diverted ports have changed", "now", len(next))
-	}
-	b.ports = next
-	if len(errs) == 0 {
-		return nil
 	}
 	return errs
 }
 
-func same(a, b map[key]*diverted) bool {
-	if len(a) != len(b) {
-		return false
+// fail tells of all engagements of a port what could not be done.
+func (h *holding) fail(errs map[string]string, why string) {
+	for _, r := range h.routes {
+		errs[r.To.Engagement] = why
 	}
-	for k, v := range a {
-		if b[k] != v {
-			return false
-		}
-	}
-	return true
 }
 
-// rules are the table for ports, in an order of their own.
-func rules(ports map[key]*diverted) []divert.Rule {
+// hold makes h what holds for a port. What is with the handler of an engagement
+// that has no traffic of it any more may end for a while; datagrams, of which each
+// stands for itself, are at once another's.
+func (b *Beside) hold(d *diverted, h *holding, errs map[string]string) {
+	for e, err := range d.split.Set(h.routes, h.probes, b.node) {
+		errs[e] = err.Error()
+	}
+	has := map[string]struct{}{}
+	for _, r := range h.routes {
+		has[r.To.Engagement] = struct{}{}
+	}
+	for e := range d.has {
+		if _, ok := has[e]; !ok {
+			time.AfterFunc(drainTime, func() { b.expire(d, e) })
+		}
+	}
+	d.has = has
+}
+
+// expire cuts what is still with the handler of an engagement that has ended.
+func (b *Beside) expire(d *diverted, engagement string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, again := d.has[engagement]; !again {
+		d.cut(engagement)
+	}
+}
+
+func (d *diverted) cut(engagement string) {
+	d.set.Cut(engagement)
+	d.split.Cut(engagement)
+}
+
+// retire waits until nothing is open of a port that is no longer diverted, and
+// takes it away. It is harmless to call it again.
+func (b *Beside) retire(p port.Port, d *diverted) {
+	d.stay()
+	ctx, cancel := context.WithCancel(context.Background())
+	d.stay = cancel
+	go func() {
+		defer cancel()
+		select {
+		case <-time.After(onTheWay):
+		case <-ctx.Done():
+			return
+		}
+		for ctx.Err() == nil && d.set.Quiet(ctx) {
+			b.mu.Lock()
+			if ctx.Err() == nil && d.set.Open() == 0 {
+				b.end(p, d)
+				b.leave()
+			}
+			b.mu.Unlock()
+		}
+	}()
+}
+
+// rules are the table, in an order of their own.
+func (b *Beside) rules() []divert.Rule {
 	var rs []divert.Rule
-	for k, d := range ports {
-		rs = append(rs, divert.Rule{Port: k.port.Number, UDP: k.port.Protocol == port.UDP, To: d.at})
+	for p, d := range b.ports {
+		if d.on && !d.named {
+			rs = append(rs, divert.Rule{Port: p.Number, UDP: p.Protocol == port.UDP, To: d.at})
+		}
 	}
 	slices.SortFunc(rs, func(a, b divert.Rule) int { return int(a.To) - int(b.To) })
 	return rs
@@ -247,7 +320,7 @@ func rules(ports map[key]*diverted) []divert.Rule {
 func (b *Beside) Diverting() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.ports) > 0
+	return len(b.rules()) > 0
 }
 
 // Open is the number of flows.
@@ -257,12 +330,6 @@ func (b *Beside) Open() int {
 	n := 0
 	for _, d := range b.ports {
 		n += d.set.Open()
-	}
-	for s := range b.retiring {
-		n += s.Open()
-	}
-	for _, m := range b.named {
-		n += m.set.Open()
 	}
 	return n
 }

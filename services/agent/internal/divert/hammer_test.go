@@ -70,7 +70,7 @@ func TestNothingIsLost(t *testing.T) {
 	m := &manager{}
 	go m.serve(far)
 	agent := beside.New(near, divert.New("berth-hammer"), slog.New(slog.DiscardHandler))
-	defer agent.Suspend()
+	defer agent.Close()
 	for deadline := time.Now().Add(5 * time.Second); w.say("tcp 10.99.0.1:8080") != "app" && time.Now().Before(deadline); {
 	}
 	if got := w.say("hammer 10.99.0.1:8080"); got != "hammering" {

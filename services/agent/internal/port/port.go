@@ -7,7 +7,7 @@
 // it ends after a minute of silence.
 //
 // Beside a container, whose ports are its own, the kernel brings a port's traffic
-// to another one, which Divert listens on.
+// to another one, which Divert listens on; a Sorter says where it goes from there.
 package port
 
 import (
@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"berth.dev/services/agent/internal/peek"
 	"berth.dev/tunnel"
 )
 
@@ -30,20 +31,21 @@ const (
 	UDP = "UDP"
 )
 
-// Sorter deals with what does not go to the handler.
+// Sorter says where the traffic of a port goes that is the app's own.
 type Sorter interface {
 	// Sort looks at a connection before it becomes a flow. It returns the end to
-	// carry on with, or nil where it has dealt with the connection by itself.
-	Sort(ctx context.Context, c *net.TCPConn) tunnel.HalfCloser
-	// App carries a connection to the app, to its end: one that comes late, after
-	// Retire.
-	App(ctx context.Context, end tunnel.HalfCloser)
+	// carry on with, and where to; a nil end where it has dealt with the
+	// connection by itself, to its end.
+	Sort(ctx context.Context, c *net.TCPConn) (end peek.End, to To)
+	// All is where goes what is told from nothing else; ok is false where that is
+	// the app.
+	All() (to To, ok bool)
+	// App carries a connection to the app, to its end.
+	App(ctx context.Context, end peek.End)
 }
 
-const (
-	openTimeout = 15 * time.Second
-	onTheWay    = 200 * time.Millisecond // from a connection's first packet until it is accepted
-)
+// OpenTimeout is how long a flow to the handler may take to come about.
+const OpenTimeout = 15 * time.Second
 
 // Port is a container port.
 type Port struct {
@@ -54,11 +56,6 @@ type Port struct {
 // String is as it is written: 8080/TCP.
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }
 
-// Sort looks at a connection before it becomes a flow. It returns the end to
-// carry on with, or nil where it has dealt with the connection by itself, which
-// it does in any case with one that comes late: after Retire.
-type Sort func(ctx context.Context, c *net.TCPConn, late bool) tunnel.HalfCloser
-
 // Opener opens flows to the handler: the link.
 type Opener interface {
 	Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
@@ -66,7 +63,7 @@ type Opener interface {
 
 // Set is the ports that an agent holds.
 type Set struct {
-	engagement string
+	engagement string // of all flows, without a Sorter
 	opener     Opener
 	log        *slog.Logger
 	ctx        context.Context // of flows being opened
@@ -77,21 +74,27 @@ type Set struct {
 	mu        sync.Mutex
 	listeners []interface{ Close() error }
 	open      map[*flow]struct{}
+	quiet     chan struct{} // closed when no flow is open; nil while nobody waits
 	closed    bool
-	retired   bool
-	switched  bool // see Switch
-	to        *To
 	app       []netip.Addr // see Pass
 }
 
-// To is where the flows of a port that is listened on for ever go.
+// To is where flows go.
 type To struct {
 	Engagement string
 	As         uint16 // the engagement's port
 }
 
+// Header asks for a flow from peer, which has connected to local.
+func (t To) Header(kind tunnel.Kind, local, peer net.Addr) tunnel.Header {
+	return tunnel.Header{Kind: kind, Engagement: t.Engagement, Dst: netip.AddrPortFrom(addrPort(local).Addr(), t.As), Src: addrPort(peer)}
+}
+
 // flow is one that can be cut.
-type flow struct{ cut func() }
+type flow struct {
+	cut func()
+	to  string // engagement; empty while it is not known, and where it is the app
+}
 
 // NewSet returns an empty set.
 func NewSet(engagement string, o Opener, log *slog.Logger) *Set {
@@ -113,61 +116,31 @@ func (s *Set) Listen(ports []Port) error {
 func (s *Set) listen(p Port) error {
 	addr := ":" + strconv.Itoa(int(p.Number))
 	if p.Protocol == UDP {
-		_, err := s.listenUDP(addr, 0)
+		_, err := s.listenUDP(addr, nil)
 		return err
 	}
-	_, err := s.listenTCP(addr, 0, nil)
+	_, err := s.listenTCP(addr, nil)
 	return err
 }
 
-// Divert listens on a free port, to which the traffic of p is to be brought, and
-// returns it. The flows are those of the engagement's port as.
-func (s *Set) Divert(p Port, as uint16, sort Sorter) (at uint16, err error) {
-	if p.Protocol == UDP {
-		return s.listenUDP(":0", as)
+// Divert listens on a port, 0 for a free one, to which the traffic of another is
+// brought. It returns the port that it listens on.
+func (s *Set) Divert(protocol string, number uint16, sort Sorter) (at uint16, err error) {
+	addr := ":" + strconv.Itoa(int(number))
+	if protocol == UDP {
+		return s.listenUDP(addr, sort)
 	}
-	return s.listenTCP(":0", as, sort)
+	return s.listenTCP(addr, sort)
 }
 
-// Switch listens on a port for ever. Connections go where SetTo says last, and
-// to the app while it says nothing.
-func (s *Set) Switch(number uint16, sort Sorter) error {
-	s.switched = true
-	_, err := s.listenTCP(":"+strconv.Itoa(int(number)), 0, sort)
-	return err
-}
-
-// SetTo says where new connections go; nil is the app.
-func (s *Set) SetTo(to *To) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.to = to
-}
-
-// where is the engagement and port of a new flow; ok is false for the app's.
-func (s *Set) where(as uint16) (to To, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.retired, s.switched && s.to == nil:
-		return To{}, false
-	case s.switched:
-		return *s.to, true
-	}
-	return To{s.engagement, as}, true
-}
-
-func (s *Set) listenTCP(addr string, as uint16, sort Sorter) (at uint16, err error) {
+func (s *Set) listenTCP(addr string, sort Sorter) (at uint16, err error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return 0, err
 	}
 	s.keep(l)
 	at = addrPort(l.Addr()).Port()
-	if as == 0 {
-		as = at
-	}
-	s.accepting.Go(func() { s.accept(l.(*net.TCPListener), as, sort) })
+	s.accepting.Go(func() { s.accept(l.(*net.TCPListener), at, sort) })
 	return at, nil
 }
 
@@ -192,8 +165,51 @@ func (s *Set) begin(f *flow) bool {
 func (s *Set) end(f *flow) {
 	s.mu.Lock()
 	delete(s.open, f)
+	if len(s.open) == 0 && s.quiet != nil {
+		close(s.quiet)
+		s.quiet = nil
+	}
 	s.mu.Unlock()
 	s.flows.Done()
+}
+
+// Quiet waits until no flow is open, and reports whether that is so: false where
+// ctx has ended before.
+func (s *Set) Quiet(ctx context.Context) bool {
+	s.mu.Lock()
+	if len(s.open) == 0 {
+		s.mu.Unlock()
+		return true
+	}
+	if s.quiet == nil {
+		s.quiet = make(chan struct{})
+	}
+	quiet := s.quiet
+	s.mu.Unlock()
+	select {
+	case <-quiet:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// bind says whose a flow is.
+func (s *Set) bind(f *flow, engagement string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.to = engagement
+}
+
+// Cut resets the flows of an engagement.
+func (s *Set) Cut(engagement string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.open {
+		if f.to == engagement {
+			f.cut()
+		}
+	}
 }
 
 // Open is the number of open flows.
@@ -203,14 +219,14 @@ func (s *Set) Open() int {
 	return len(s.open)
 }
 
-func (s *Set) accept(l *net.TCPListener, as uint16, sort Sorter) {
+func (s *Set) accept(l *net.TCPListener, at uint16, sort Sorter) {
 	for {
 		c, err := l.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of descriptors, say: what closes next makes room
-			s.log.Warn("accept", "port", as, "err", err)
+			s.log.Warn("accept", "port", at, "err", err)
 			select {
 			case <-s.ctx.Done():
 				return
@@ -225,7 +241,7 @@ func (s *Set) accept(l *net.TCPListener, as uint16, sort Sorter) {
 		}
 		go func() {
 			defer s.end(f)
-			s.serve(c, as, sort)
+			s.serve(f, c, at, sort)
 		}()
 	}
 }
@@ -235,54 +251,47 @@ func reset(c *net.TCPConn) {
 	_ = c.Close()
 }
 
-func (s *Set) header(kind tunnel.Kind, to To, local netip.Addr, peer netip.AddrPort) tunnel.Header {
-	return tunnel.Header{Kind: kind, Engagement: to.Engagement, Dst: netip.AddrPortFrom(local.Unmap(), to.As), Src: unmap(peer)}
-}
-
-func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
-
-func (s *Set) serve(c *net.TCPConn, as uint16, sort Sorter) {
-	if sort == nil && s.pass(c, as) {
+func (s *Set) serve(f *flow, c *net.TCPConn, at uint16, sort Sorter) {
+	if sort == nil && s.pass(c, at) {
 		return
 	}
-	var end tunnel.HalfCloser = c
-	to, ok := s.where(as)
+	var end peek.End = c
+	to := To{s.engagement, at}
 	if sort != nil {
-		if !ok {
-			sort.App(s.ctx, c)
-			return
-		}
-		if end = sort.Sort(s.ctx, c); end == nil {
+		if end, to = sort.Sort(s.ctx, c); end == nil {
 			return
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
-	stream, err := s.opener.Open(ctx, s.header(tunnel.KindTCP, to, addrPort(c.LocalAddr()).Addr(), addrPort(c.RemoteAddr())))
+	s.bind(f, to.Engagement)
+	ctx, cancel := context.WithTimeout(s.ctx, OpenTimeout)
+	stream, err := s.opener.Open(ctx, to.Header(tunnel.KindTCP, c.LocalAddr(), c.RemoteAddr()))
 	cancel()
 	if err != nil && sort != nil {
-		if now, ok := s.where(as); !ok || now != to { // the engagement ended meanwhile
+		if now, ok := sort.All(); !ok || now != to { // the engagement ended meanwhile
+			s.bind(f, "")
 			sort.App(s.ctx, end)
 			return
 		}
 	}
 	if err != nil {
 		reset(c)
-		s.log.Debug("refused", "port", as, "err", err)
+		s.log.Debug("refused", "port", to.As, "err", err)
 		return
 	}
 	if _, _, err := tunnel.Relay(end, stream); err != nil {
-		s.log.Debug("flow ended", "port", as, "err", err)
+		s.log.Debug("flow ended", "port", to.As, "err", err)
 	}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
+	var p netip.AddrPort
 	switch a := a.(type) {
 	case *net.TCPAddr:
-		return a.AddrPort()
+		p = a.AddrPort()
 	case *net.UDPAddr:
-		return a.AddrPort()
+		p = a.AddrPort()
 	}
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
 // stop ends listening.
@@ -309,22 +318,6 @@ func (s *Set) Drain(ctx context.Context) {
 	}
 	s.Close()
 	<-done
-}
-
-// Retire is for a port whose traffic has been brought elsewhere: from when it
-// returns, connections that are still on their way here are the app's. The
-// function that it returns takes those for a moment and then drains.
-func (s *Set) Retire() (drain func(context.Context)) {
-	s.mu.Lock()
-	s.retired = true
-	s.mu.Unlock()
-	return func(ctx context.Context) {
-		select {
-		case <-time.After(onTheWay):
-		case <-ctx.Done():
-		}
-		s.Drain(ctx)
-	}
 }
 
 // Close ends everything at once.

@@ -20,16 +20,13 @@ const (
 //
 // An unconnected socket on a wildcard address answers from the address that the
 // kernel's routes prefer, which in a pod with one address is the right one.
-func (s *Set) listenUDP(addr string, as uint16) (at uint16, err error) {
+func (s *Set) listenUDP(addr string, sort Sorter) (at uint16, err error) {
 	conn, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		return 0, err
 	}
 	at = addrPort(conn.LocalAddr()).Port()
-	if as == 0 {
-		as = at
-	}
-	u := &udpPort{set: s, as: as, conn: conn.(*net.UDPConn), peers: map[netip.AddrPort]*peer{}}
+	u := &udpPort{set: s, at: at, sort: sort, conn: conn.(*net.UDPConn), peers: map[netip.AddrPort]*peer{}}
 	s.keep(conn)
 	s.accepting.Go(u.read)
 	return at, nil
@@ -37,7 +34,8 @@ func (s *Set) listenUDP(addr string, as uint16) (at uint16, err error) {
 
 type udpPort struct {
 	set  *Set
-	as   uint16 // the engagement's port
+	at   uint16
+	sort Sorter // may be nil
 	conn *net.UDPConn
 
 	mu    sync.Mutex
@@ -49,6 +47,7 @@ type udpPort struct {
 type peer struct {
 	net.Conn // deadlines and addresses are not asked for before Read is
 	port     *udpPort
+	to       To
 	addr     netip.AddrPort
 	in       chan []byte
 	once     sync.Once
@@ -76,15 +75,25 @@ func (u *udpPort) read() {
 	}
 }
 
-// peer is the flow of from, begun if need be.
+// peer is the flow of from, begun if need be: also where the port's traffic has
+// become another engagement's.
 func (u *udpPort) peer(from netip.AddrPort) *peer {
+	to := To{u.set.engagement, u.at}
+	if u.sort != nil {
+		var ok bool
+		if to, ok = u.sort.All(); !ok {
+			return nil // came late
+		}
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if p := u.peers[from]; p != nil {
+	if p := u.peers[from]; p != nil && p.to == to {
 		return p
+	} else if p != nil {
+		p.Close()
 	}
-	p := &peer{port: u, addr: from, in: make(chan []byte, udpQueue), done: make(chan struct{})}
-	f := &flow{cut: func() { p.Close() }}
+	p := &peer{port: u, to: to, addr: from, in: make(chan []byte, udpQueue), done: make(chan struct{})}
+	f := &flow{cut: func() { p.Close() }, to: to.Engagement}
 	if !u.set.begin(f) {
 		return nil
 	}
@@ -101,12 +110,14 @@ func (u *udpPort) forget(p *peer) {
 	p.Close()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	delete(u.peers, p.addr)
+	if u.peers[p.addr] == p {
+		delete(u.peers, p.addr)
+	}
 }
 
 func (u *udpPort) serve(p *peer) {
-	ctx, cancel := context.WithTimeout(u.set.ctx, openTimeout)
-	stream, err := u.set.opener.Open(ctx, u.set.header(tunnel.KindUDP, To{u.set.engagement, u.as}, addrPort(u.conn.LocalAddr()).Addr(), p.addr))
+	ctx, cancel := context.WithTimeout(u.set.ctx, OpenTimeout)
+	stream, err := u.set.opener.Open(ctx, p.to.Header(tunnel.KindUDP, u.conn.LocalAddr(), net.UDPAddrFromAddrPort(p.addr)))
 	cancel()
 	if err != nil {
 		u.set.log.Debug("datagrams dropped", "err", err)

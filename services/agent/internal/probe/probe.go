@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"berth.dev/lease"
+	"berth.dev/services/agent/internal/peek"
 	"berth.dev/tunnel"
 )
 
@@ -59,23 +60,19 @@ const (
 
 // Sort looks at a connection: what belongs to a probe is carried to the app
 // until it ends, and nil returned; else what is to be carried to the handler.
-func (p *Port) Sort(ctx context.Context, c *net.TCPConn) tunnel.HalfCloser {
-	end := &conn{TCPConn: c}
-	switch p.verdict(end) {
+func (p *Port) Sort(ctx context.Context, c *peek.Conn) peek.End {
+	switch p.verdict(c) {
 	case app:
-		p.App(ctx, end)
+		p.App(ctx, c)
 		return nil
 	case nowhere:
 		_ = c.Close()
 		return nil
 	}
-	if len(end.ahead) == 0 {
-		return c // so that sockets are spliced
-	}
-	return end
+	return c.Whole()
 }
 
-func (p *Port) verdict(c *conn) verdict {
+func (p *Port) verdict(c *peek.Conn) verdict {
 	if len(p.Probes) == 0 {
 		return handler
 	}
@@ -91,9 +88,9 @@ func (p *Port) verdict(c *conn) verdict {
 	}
 	if node && has(lease.ProbeTCP) {
 		_ = c.SetReadDeadline(time.Now().Add(silence))
-		err := c.peek()
+		err := c.More()
 		_ = c.SetReadDeadline(time.Time{})
-		if errors.Is(err, io.EOF) && len(c.ahead) == 0 {
+		if errors.Is(err, io.EOF) && len(c.Ahead()) == 0 {
 			return nowhere
 		}
 	}
@@ -106,31 +103,31 @@ func (p *Port) fromNode(a net.Addr) bool {
 }
 
 // http reads ahead until it is clear whether the request is a probe's.
-func (p *Port) http(c *conn) verdict {
+func (p *Port) http(c *peek.Conn) verdict {
 	_ = c.SetReadDeadline(time.Now().Add(headersWait))
 	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
 	const get = "GET "
 	first := true
 	for {
-		err := c.peek()
-		if first && err != nil && len(c.ahead) == 0 {
+		err := c.More()
+		if first && err != nil && len(c.Ahead()) == 0 {
 			if errors.Is(err, io.EOF) {
 				return nowhere // a probe by TCP, or one who thought better of it
 			}
 			return handler
 		}
 		first = false
-		n := min(len(get), len(c.ahead))
-		if string(c.ahead[:n]) != get[:n] {
+		n := min(len(get), len(c.Ahead()))
+		if string(c.Ahead()[:n]) != get[:n] {
 			return handler
 		}
-		if end := bytes.Index(c.ahead, []byte("\r\n\r\n")); end >= 0 {
-			if p.isProbe(string(c.ahead[:end])) {
+		if end := bytes.Index(c.Ahead(), []byte("\r\n\r\n")); end >= 0 {
+			if p.isProbe(string(c.Ahead()[:end])) {
 				return app
 			}
 			return handler
 		}
-		if err != nil || len(c.ahead) >= headersMost {
+		if err != nil || len(c.Ahead()) >= headersMost {
 			return handler
 		}
 	}
@@ -149,11 +146,22 @@ func (p *Port) isProbe(head string) bool {
 			agent = strings.TrimSpace(v)
 		}
 	}
+	return p.Asks(words[1], agent)
+}
+
+// grpcHealth is what kubelet's probes by gRPC ask for
+// (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
+const grpcHealth = "/grpc.health.v1.Health/Check"
+
+// Asks reports whether a request for target by agent is a probe of this port.
+func (p *Port) Asks(target, agent string) bool {
 	return slices.ContainsFunc(p.Probes, func(q lease.Probe) bool {
-		if q.Kind != lease.ProbeHTTP || words[1] != q.Path {
+		switch {
+		case q.Kind == lease.ProbeOpaque:
+			return target == grpcHealth && strings.HasPrefix(agent, kubelet)
+		case q.Kind != lease.ProbeHTTP || target != q.Path:
 			return false
-		}
-		if q.UserAgent != "" {
+		case q.UserAgent != "":
 			return agent == q.UserAgent
 		}
 		return strings.HasPrefix(agent, kubelet)
@@ -162,17 +170,10 @@ func (p *Port) isProbe(head string) bool {
 
 // App carries a connection to the app, wherever in the pod it listens. Where it
 // does not, the caller sees a reset, as near to a refusal as can be.
-func (p *Port) App(ctx context.Context, end tunnel.HalfCloser) {
-	var local netip.Addr
-	if c, ok := end.(interface{ LocalAddr() net.Addr }); ok {
-		local = addrOf(c.LocalAddr())
-	}
-	far, err := Dial(ctx, p.Number, local)
+func (p *Port) App(ctx context.Context, end peek.End) {
+	far, err := Dial(ctx, p.Number, addrOf(end.LocalAddr()))
 	if err != nil {
-		if c, ok := end.(interface{ SetLinger(int) error }); ok {
-			_ = c.SetLinger(0)
-		}
-		_ = end.Close()
+		peek.New(end).Reset(tunnel.CodeRefused)
 		return
 	}
 	defer context.AfterFunc(ctx, func() { _ = end.Close(); _ = far.Close() })()
@@ -203,39 +204,4 @@ func Dial(ctx context.Context, port uint16, pod netip.Addr) (*net.TCPConn, error
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
-}
-
-// conn is a connection of which some has been read ahead.
-type conn struct {
-	*net.TCPConn
-	ahead []byte
-}
-
-// peek reads more ahead.
-func (c *conn) peek() error {
-	buf := make([]byte, 2048)
-	n, err := c.TCPConn.Read(buf)
-	c.ahead = append(c.ahead, buf[:n]...)
-	return err
-}
-
-// Read returns first what was read ahead.
-func (c *conn) Read(b []byte) (int, error) {
-	if len(c.ahead) > 0 {
-		n := copy(b, c.ahead)
-		c.ahead = c.ahead[n:]
-		return n, nil
-	}
-	return c.TCPConn.Read(b)
-}
-
-// WriteTo hides the socket's own, which knows nothing of what was read ahead.
-func (c *conn) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(c.ahead)
-	c.ahead = c.ahead[n:]
-	if err != nil {
-		return int64(n), err
-	}
-	m, err := io.Copy(w, c.TCPConn)
-	return int64(n) + m, err
 }

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"berth.dev/lease"
-	"berth.dev/tunnel"
+	"berth.dev/services/agent/internal/peek"
 )
 
 // sorting listens as a diverted port does; what is for the handler answers with
@@ -35,7 +35,7 @@ func sorting(t *testing.T, p *Port) string {
 				return
 			}
 			go func() {
-				if end := p.Sort(context.Background(), c.(*net.TCPConn)); end != nil {
+				if end := p.Sort(context.Background(), peek.New(c.(*net.TCPConn))); end != nil {
 					_, _ = io.WriteString(end, "handler: ")
 					_, _ = io.Copy(struct{ io.Writer }{end}, struct{ io.Reader }{end})
 					_ = end.Close()
@@ -165,5 +165,3 @@ func TestAppOnThePodsAddress(t *testing.T) {
 		t.Error("reached where nobody listens")
 	}
 }
-
-var _ tunnel.HalfCloser = (*conn)(nil)

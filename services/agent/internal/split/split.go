@@ -1,0 +1,139 @@
+// Package split divides what comes to a diverted port between the app and the
+// engagements that have some of its requests.
+//
+// An engagement without a filter has connections as a whole: they are carried
+// without a look at what is in them. As soon as one with a filter is there each
+// new connection is looked at:
+//
+//   - HTTP/1 and HTTP/2 without TLS (prior knowledge, gRPC) go through a proxy
+//     that asks for every request whose it is. The proxy is net/http's, on both
+//     sides; each client's connection has connections of its own to the app and
+//     to handlers, so that what is kept per connection stays so, and that the
+//     one ends with the other.
+//   - Everything else (TLS, raw TCP, a server that speaks first) cannot be told
+//     apart and goes as a whole to the engagement without a filter, or the app.
+//
+// What holds may change at any time (Set): the next request goes by what holds
+// then, on connections that are open too. A connection with the app never ends
+// because an engagement does.
+package split
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"berth.dev/lease"
+	"berth.dev/services/agent/internal/peek"
+	"berth.dev/services/agent/internal/port"
+	"berth.dev/tunnel"
+)
+
+// Port is a diverted port; it is a port.Sorter. Its methods may be called
+// concurrently.
+type Port struct {
+	number uint16
+	opener port.Opener
+	log    *slog.Logger
+	now    atomic.Pointer[table]
+	raw    sync.Once // it has been said that something was not HTTP
+
+	mu  sync.Mutex
+	own map[*far]struct{} // connections to handlers, of requests
+}
+
+// New is a port of the app all of whose traffic is the app's.
+func New(number uint16, o port.Opener, log *slog.Logger) *Port {
+	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}}
+	p.Set(nil, nil, nil)
+	return p
+}
+
+// Set makes routes, which come oldest first, what holds. kubelet's probes, which
+// come from node's addresses, are the app's in any case. Errors are by engagement.
+func (p *Port) Set(routes []Route, probes []lease.Probe, node []netip.Addr) map[string]error {
+	t, errs := newTable(p.number, routes, probes, node)
+	p.now.Store(t)
+	return errs
+}
+
+// Cut resets the requests that are with an engagement's handler.
+func (p *Port) Cut(engagement string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for f := range p.own {
+		if f.engagement == engagement {
+			peek.New(f.End).Reset(tunnel.CodeCanceled)
+		}
+	}
+}
+
+func (p *Port) keep(f *far) {
+	if f.engagement == "" {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.own[f] = struct{}{}
+}
+
+func (p *Port) forget(f *far) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.own, f)
+}
+
+// All is whose the connections are that are not looked at.
+func (p *Port) All() (port.To, bool) {
+	if t := p.now.Load(); t.all != nil {
+		return *t.all, true
+	}
+	return port.To{}, false
+}
+
+// App carries a connection to the app, to its end.
+func (p *Port) App(ctx context.Context, end peek.End) { p.now.Load().probes.App(ctx, end) }
+
+// Sort is as port.Sorter says.
+func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (peek.End, port.To) {
+	t, conn := p.now.Load(), peek.New(c)
+	if !t.filtered() {
+		return p.whole(ctx, conn)
+	}
+	switch what, far := p.look(ctx, conn); what {
+	case isHTTP:
+		newClient(p, conn).serve(ctx)
+		return nil, port.To{}
+	case isOver:
+		_ = conn.Close()
+		return nil, port.To{}
+	case isServerFirst:
+		p.say()
+		defer context.AfterFunc(ctx, func() { _ = conn.Close(); _ = far.Close() })()
+		_, _, _ = tunnel.Relay(conn.Whole(), far.Whole())
+		return nil, port.To{}
+	default:
+		p.say()
+		return p.whole(ctx, conn)
+	}
+}
+
+// say says once that filters do not apply to all that comes.
+func (p *Port) say() {
+	p.raw.Do(func() {
+		p.log.Info("what is not HTTP comes to a port with filters; it goes on as a whole")
+	})
+}
+
+// whole is for a connection that is not looked into any further.
+func (p *Port) whole(ctx context.Context, c *peek.Conn) (peek.End, port.To) {
+	t := p.now.Load()
+	if t.all == nil {
+		t.probes.App(ctx, c.Whole())
+		return nil, port.To{}
+	}
+	return t.probes.Sort(ctx, c), *t.all
+}
