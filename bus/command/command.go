@@ -117,6 +117,9 @@ type OpenEngagement struct {
 	// Service is the Service whose ports an intercept means, where several
 	// select the workload's pods.
 	Service string `json:"service,omitempty"`
+	// HTTP says which HTTP requests of an intercept's ports come to the handler;
+	// nil: all that comes to them.
+	HTTP *HTTPFilter `json:"http,omitempty"`
 	// ToPod are ports of the pod (8080, 53/UDP) that the handler reaches on its
 	// own loopback address, as a container of the pod does.
 	ToPod []string `json:"toPod,omitempty"`
@@ -153,6 +156,22 @@ type OpenEngagement struct {
 	// Holder is the presence subject (subject.Live) whose owner must live for
 	// the engagement to live; empty: nobody in particular.
 	Holder string `json:"holder,omitempty"`
+}
+
+// HTTPFilter matches an HTTP request that has all of Headers, and the path where one
+// is given; of the paths at most one is.
+type HTTPFilter struct {
+	Headers    []HTTPHeader `json:"headers,omitempty"`
+	PathPrefix string       `json:"pathPrefix,omitempty"` // /api: that, and what is below it
+	PathEqual  string       `json:"pathEqual,omitempty"`
+	PathRegex  string       `json:"pathRegex,omitempty"` // for the whole path, RE2
+}
+
+// HTTPHeader is a header with its value, or a regular expression (RE2) for the
+// whole of it.
+type HTTPHeader struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Handler is a container to create, in the Docker Engine's own JSON, as
@@ -267,7 +286,10 @@ type Engagement struct {
 	Workload   string `json:"workload"`
 	Container  string `json:"container"`
 	Phase      string `json:"phase"` // requested, prepared, created, active, restoring
-	Handler    string `json:"handler,omitempty"`
+	// Filter says which requests are the engagement's, for people: without values
+	// that may be credentials. Empty: all.
+	Filter  string `json:"filter,omitempty"`
+	Handler string `json:"handler,omitempty"`
 	// Published are the host's ports that lead to the handler.
 	Published []event.Published `json:"published,omitempty"`
 	Ports     []event.Port      `json:"ports,omitempty"`

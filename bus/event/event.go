@@ -212,6 +212,9 @@ type EngagementRequested struct {
 	Workload     string `json:"workload"`
 	Container    string `json:"container"`
 	Image        string `json:"image,omitempty"` // the handler's
+	// Filter says which HTTP requests come to the handler, for people: without values
+	// that may be credentials. Empty: all.
+	Filter string `json:"filter,omitempty"`
 	// NoVolumes is why the remote volumes are not mounted, where nobody has said
 	// that they are not to be.
 	NoVolumes string `json:"noVolumes,omitempty"`

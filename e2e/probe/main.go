@@ -7,6 +7,7 @@
 //	probe exit CODE                 ends with that code
 //	probe file FILE                 HTTP: the file as it was at the start; one that says "exit" ends it
 //	probe load URL DURATION         asks again and again, five at once, and prints "UNIXNANO answer" of each
+//	probe alternate URL N DEV…      N requests over four connections that are kept alive, with the header x-dev: DEV… in turn; prints "DEV answer: count"
 //	probe stubborn                  ignores every signal that can be ignored
 //	probe get URL                   prints an HTTP answer
 //	probe refused ADDR              a connection to ADDR is refused
@@ -92,6 +93,8 @@ func run(args []string) error {
 		return file(arg(1))
 	case "load":
 		return load(arg(1), arg(2))
+	case "alternate":
+		return alternate(arg(1), arg(2), args[3:])
 	case "stubborn":
 		signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		fmt.Println("stubborn")
@@ -218,6 +221,56 @@ func file(path string) error {
 
 // load has four askers that make a connection for each request, and one that
 // keeps its own.
+// alternate asks with the headers in turn, so that each connection has requests
+// with all of them.
+func alternate(url, count string, devs []string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil || len(devs) == 0 {
+		return fmt.Errorf("alternate URL N DEV…: %v", err)
+	}
+	const connections = 4
+	counts := map[string]int{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for c := range connections {
+		wg.Go(func() {
+			client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{}}
+			for i := c; i < n; i += connections {
+				dev := devs[(i/connections)%len(devs)]
+				answer, err := asked(client, url, dev)
+				if err != nil {
+					answer = "error: " + err.Error()
+				}
+				mu.Lock()
+				counts[dev+" "+answer]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	for answer, n := range counts {
+		fmt.Printf("%s: %d\n", answer, n)
+	}
+	return nil
+}
+
+// asked is the first line of the answer to a request with the header x-dev.
+func asked(c *http.Client, url, dev string) (string, error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("x-dev", dev)
+	res, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	line, _, _ := strings.Cut(string(b), "\n")
+	return line, err
+}
+
 func load(url, duration string) error {
 	d, err := time.ParseDuration(duration)
 	if err != nil {

@@ -43,9 +43,20 @@ func (a *App) interceptCommand() *usage.Command {
 ports and the workload's own containers are not touched. When the handler ends, by
 itself, by Ctrl-C, ctl leave or ctl quit, the traffic returns at once. What stands
 behind -- is as for ctl replace. Without a handler the engagement is held until
-Ctrl-C: the traffic comes to PORT at 127.0.0.1 in the connection's network.`,
+Ctrl-C: the traffic comes to PORT at 127.0.0.1 in the connection's network.
+
+With --http-header or --http-path-… only those requests come to the handler that
+match all of it, each for itself, by HTTP/1.1, HTTP/2 without TLS and gRPC; all
+else stays with the workload, what is not HTTP too. So several of you can
+intercept one port at once: with different filters, and one without any, who gets
+the rest. A request that several filters match goes to the one with more headers,
+then with the more specific path, then to the older one. Connections that are open
+already stay where they are. Filters can be read by who may read leases in the
+namespace: do not filter by a password or token.`,
 		Examples: []string{
 			"ctl intercept frontend --port 3000:http --docker-run -- -it frontend:dev",
+			"ctl intercept frontend --port 3000:http --http-header x-dev=alice --docker-run -- frontend:dev",
+			"ctl intercept frontend --port 3000:http --http-header 'cookie=.*dev=alice.*' --http-path-prefix /api -- npm start",
 			"ctl intercept frontend --port 8080 --docker-build . -- IMAGE",
 			"ctl intercept frontend --port 8080:80 --service frontend-internal --to-pod 6379",
 		},

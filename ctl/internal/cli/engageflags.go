@@ -26,6 +26,7 @@ type engageFlags struct {
 	ports     usage.List
 	address   string
 	service   string
+	http      httpFlags
 	toPod     usage.List
 	mount     string
 	dockerDir string
@@ -56,6 +57,7 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	case lease.Intercept:
 		fs.Var(&f.ports, "port", "`PORT[:ID]`: the handler's port, and the service's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable")
 		fs.StringVar(&f.service, "service", "", "`NAME` of the service whose port it is, where several select the workload")
+		f.http.register(fs)
 	}
 	fs.Var(&f.toPod, "to-pod", "`PORT[/UDP]` of the pod that the handler reaches at 127.0.0.1; repeatable")
 	fs.StringVar(&f.mount, "mount", "", "the remote volumes: true, each at its own path; false; or the `PATH[:ro]` below which they are in the handler. For a command of this machine they are mounted on it, below PATH, or with true below a new folder that $BERTH_ROOT names (default: true where that can be done)")
@@ -84,6 +86,9 @@ func (f *engageFlags) check(l usage.Line, asJSON bool) error {
 		if _, err := netip.ParseAddr(f.address); err != nil {
 			return fault.New(fault.InvalidArgument, "--address 127.0.0.1", "--address %s: not an IP address", f.address)
 		}
+	}
+	if err := f.http.check(name + " " + l.Words[0]); err != nil {
+		return err
 	}
 	if err := f.checkMounts(!f.inContainer() && len(l.After) > 0); err != nil {
 		return err
@@ -173,7 +178,7 @@ func (f *engageFlags) checkMounts(local bool) error {
 func (f *engageFlags) request(connection, workload string) command.OpenEngagement {
 	return command.OpenEngagement{
 		Connection: connection, Kind: string(f.kind), Namespace: f.namespace, Workload: workload,
-		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, ToPod: f.toPod,
+		Container: f.container, Ports: f.ports, Address: f.address, Service: f.service, HTTP: f.http.filter(), ToPod: f.toPod,
 		Mount: f.mount, DockerMount: f.dockerDir, MountTimeoutMillis: f.mountTime.Milliseconds(),
 		Secrets: f.secrets, Wait: f.wait, WaitMillis: f.waitLimit.Milliseconds(),
 	}

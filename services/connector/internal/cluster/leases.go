@@ -129,14 +129,7 @@ func excludes(held, spec lease.EngagementSpec) (what string, ok bool) {
 	case spec.Kind == lease.Replace:
 		return "a port", true
 	}
-	for _, p := range held.Ports {
-		for _, q := range spec.Ports {
-			if p.Container == q.Container && p.Protocol == q.Protocol {
-				return fmt.Sprintf("port %d/%s", p.Container, p.Protocol), true
-			}
-		}
-	}
-	return "", false
+	return lease.Clash(held, spec)
 }
 
 func newLease(name, namespace, holder string, labels map[string]string, spec string) *coordv1.Lease {

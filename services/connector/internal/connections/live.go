@@ -64,6 +64,13 @@ func (l *Live) Record() command.Connection {
 	return l.state.Record()
 }
 
+// Manager is what the manager publishes of itself; zero until it was read.
+func (l *Live) Manager() lease.Info {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.info
+}
+
 func (l *Live) put(in connection.Input) {
 	if in.At.IsZero() {
 		in.At = time.Now()

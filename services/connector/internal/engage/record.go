@@ -49,7 +49,7 @@ func (s State) Record() command.Engagement {
 	return command.Engagement{
 		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
 		Namespace: s.Requested.Namespace, Workload: s.Requested.Workload, Container: s.Requested.Container,
-		Phase: s.Stage.Phase(), Handler: s.Handler, Published: s.Published,
+		Phase: s.Stage.Phase(), Filter: s.Requested.Filter, Handler: s.Handler, Published: s.Published,
 		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Since: s.Since,
 	}
 }

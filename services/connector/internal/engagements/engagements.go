@@ -50,6 +50,7 @@ type Connection struct {
 	Namespace string // connected
 	Resolver  string // address of the DNS server at the VIF
 	Client    string // user@host
+	Filters   bool   // its manager knows filters
 	Cluster   *cluster.Cluster
 	Link      Environment
 }

@@ -46,6 +46,9 @@ func validate(req *command.OpenEngagement) error {
 	if req.Service != "" && lease.Kind(req.Kind) != lease.Intercept {
 		return bad("ctl intercept "+req.Workload, "--service belongs to an intercept")
 	}
+	if _, err := filterOf(*req); err != nil {
+		return err
+	}
 	if _, err := workload.ToPod(req.ToPod, nil); err != nil {
 		return err
 	}
@@ -110,6 +113,13 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if err != nil {
 		return nil, err
 	}
+	filter, err := filterOf(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := filtered(filter, ports, conn); err != nil {
+		return nil, err
+	}
 	secrets, err := reviewSecrets(ctx, conn.Cluster, w, c, req.Secrets)
 	if err != nil {
 		return nil, err
@@ -123,19 +133,22 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 		req: req, conn: conn, secrets: secrets, ports: eventPorts(ports),
 		handlerName: workload.HandlerName(name, ports),
 	}
-	if lease.Kind(req.Kind) == lease.Ingest { // of which there may be several
+	switch { // of which there may be several
+	case lease.Kind(req.Kind) == lease.Ingest:
 		p.handlerName = workload.IngestName(name, req.ID)
+	case filter.Filtered():
+		p.handlerName += "-" + req.ID
 	}
 	p.spec = lease.EngagementSpec{
 		ID: req.ID, Connection: conn.ID, Client: conn.Client, Kind: lease.Kind(req.Kind),
-		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports, ToPod: reach,
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Ports: ports, ToPod: reach, Filter: filter,
 	}
 	if err := conn.Cluster.Conflict(ctx, ns, p.spec); err != nil {
 		return nil, err
 	}
 	requested := event.EngagementRequested{
 		Name: name, Connection: conn.ID, Kind: req.Kind, Namespace: ns,
-		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name,
+		WorkloadKind: w.Kind, Workload: w.Name, Container: c.Name, Filter: filter.String(),
 	}
 	mode := engage.Caller
 	if req.Handler == nil && req.VolumesPin != "" {

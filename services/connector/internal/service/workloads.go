@@ -70,6 +70,9 @@ func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 			for _, p := range spec.Ports {
 				ports = append(ports, fmt.Sprintf("%d/%s", p.Container, p.Protocol))
 			}
+			if spec.Filter.Filtered() {
+				ports = append(ports, "with "+spec.Filter.String())
+			}
 			holders = append(holders, spec.Client+" (intercept "+strings.Join(ports, " ")+")")
 		default:
 			holders, engaged = append(holders, spec.Client), append(engaged, spec.Container)

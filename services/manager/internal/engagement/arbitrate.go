@@ -16,7 +16,8 @@ type arbitrated struct {
 
 // arbitrate decides between the engagements of one workload, which come oldest
 // first. A replace has the workload to itself but for ingests, which disturb
-// nobody; an intercept has its ports. Of those that were made in one second (the
+// nobody; an intercept has its ports, or those of their requests that match its
+// filter (lease.Clash). Of those that were made in one second (the
 // API server's clock has no more), one that was let in before stays in.
 func arbitrate(engs []*engagement) arbitrated {
 	engs = slices.Clone(engs)
@@ -43,8 +44,8 @@ func arbitrate(engs []*engagement) arbitrated {
 				why = fmt.Sprintf("%s is replaced by %s (container %s)", e.key().Workload(), r.replace.spec.Client, r.replace.spec.Container)
 			}
 			for _, o := range intercepts {
-				if p, ok := common(o.spec.Ports, e.spec.Ports); ok {
-					why = fmt.Sprintf("port %d/%s of %s is intercepted by %s", p.Container, p.Protocol, e.key().Workload(), o.spec.Client)
+				if what, clash := lease.Clash(o.spec, e.spec); clash {
+					why = fmt.Sprintf("%s of %s is intercepted by %s", what, e.key().Workload(), o.spec.Client)
 				}
 			}
 		default:
@@ -67,16 +68,4 @@ func arbitrate(engs []*engagement) arbitrated {
 		}
 	}
 	return r
-}
-
-// common is a port that two engagements both ask for.
-func common(a, b []lease.Port) (lease.Port, bool) {
-	for _, p := range a {
-		for _, q := range b {
-			if p.Container == q.Container && p.Protocol == q.Protocol {
-				return q, true
-			}
-		}
-	}
-	return lease.Port{}, false
 }

@@ -30,6 +30,8 @@ func TestArbitrate(t *testing.T) {
 				e.status.Phase = lease.Failed
 			case "active":
 				e.status.Phase = lease.Active
+			case "x", "y":
+				e.spec.Filter.Headers = []lease.HeaderMatch{{Name: "X-Dev", Value: x}}
 			default:
 				for _, p := range strings.Split(x, "+") {
 					var n uint16
@@ -59,6 +61,8 @@ func TestArbitrate(t *testing.T) {
 		{"intercept:a:8080 intercept:b:9090 intercept:c:8080u", "|a b c"},
 		{"intercept:a:8080 intercept:b:9090+8080", "|a; b: port 8080/TCP of Deployment/web is intercepted by a"},
 		{"intercept:a:8080:ended intercept:b:8080", "|b"},
+		{"intercept:a:8080:x intercept:b:8080:y intercept:c:8080", "|a b c"},
+		{"intercept:a:8080:x intercept:b:8080:x", "|a; b: port 8080/TCP with X-Dev=x of Deployment/web is intercepted by a"},
 		{"intercept:a:8080 replace:b ingest:c", "|a c; b: Deployment/web is intercepted by a"},
 		{"replace:a intercept:b:8080", "a|; b: Deployment/web is replaced by a (container app)"},
 		{"intercept:a:8080&intercept:b:8080:active", "|b; a: port 8080/TCP of Deployment/web is intercepted by b"}, // was let in before

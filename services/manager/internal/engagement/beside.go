@@ -68,7 +68,7 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 			if a := pick(agents[string(p.UID)], e); a != nil {
 				s := lease.Served{ID: e.spec.ID}
 				if e.spec.Kind == lease.Intercept && c.reached(k, e) {
-					s.Divert = inject.Diverted(p, byNumber(e))
+					s.Divert = inject.Diverted(p, byNumber(e), e.spec.Filter)
 				}
 				plan[a].Engagements = append(plan[a].Engagements, s)
 			}
@@ -124,7 +124,7 @@ func nodeOf(p *corev1.Pod) []string {
 func pick(agents []*hub.Agent, e *engagement) *hub.Agent {
 	var best *hub.Agent
 	for _, a := range agents {
-		if a.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !a.Divert {
+		if a.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !a.Divert || e.spec.Filter.Filtered() && !a.Filters {
 			continue
 		}
 		if _, ok := a.Connection(e.spec.ID); ok {
@@ -178,7 +178,7 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 func coming(p *corev1.Pod, e *engagement) bool {
 	for _, ec := range p.Spec.EphemeralContainers {
 		id, ok := inject.AgentOf(&ec)
-		if !ok || id.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !id.Divert {
+		if !ok || id.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !id.Divert || e.spec.Filter.Filtered() && !id.Filters {
 			continue
 		}
 		if s := statusOf(p, ec.Name); s == nil || s.State.Terminated == nil {

@@ -139,6 +139,9 @@ func check(k Key, w *workload, e *engagement) *failure {
 	case w.replicas == 0:
 		return &failure{k.Workload() + " has no replicas: there is no pod to take the place of", fmt.Sprintf("kubectl -n %s scale %s --replicas=1", k.Namespace, strings.ToLower(k.Workload()))}
 	}
+	if _, err := e.spec.Filter.Normal(); err != nil {
+		return &failure{err.Error(), "ctl intercept --help"}
+	}
 	var names []string
 	for _, ctr := range w.template.Spec.Containers {
 		if ctr.Name == e.spec.Container {

@@ -71,6 +71,7 @@ type Agent struct {
 	Name      string // its own container
 	Container string // beside which it is
 	Divert    bool   // it may divert traffic
+	Filters   bool   // and knows filters
 	Sidecar   bool   // it came with the pod
 
 	mu       sync.Mutex

@@ -1,0 +1,85 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"berth.dev/e2e/rig"
+)
+
+// alternating asks for the frontend inside the cluster, n times, over connections
+// that are kept alive, with the header x-dev alice, bob and carol in turn. It
+// returns who answered whom, and how often.
+func alternating(ctx context.Context, t *testing.T, n int) (string, error) {
+	t.Helper()
+	out, err := cluster.Exec(ctx, "default", podOf(t, "echo"), "other", "/probe", "alternate", "http://frontend-v1", fmt.Sprint(n), "alice", "bob", "carol")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, ", "), err
+}
+
+// Two developers have the requests with their header, of one port, and the app the
+// rest: of a thousand that alternate on the same connections none comes to the
+// wrong side. What one leaves is the app's again.
+func TestFilters(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl, "--name", "first")
+	ctl.Must(t, "connect", "--docker", "--name", "second")
+	check := untouched(t)
+
+	for want, args := range map[string][]string{
+		"header X-Dev is no regular expression":      {"--http-header", "x-dev=a("},
+		"not like NAME=VALUE":                        {"--http-header", "x-dev"},
+		"at most one of --http-path-prefix":          {"--http-path-prefix", "/a", "--http-path-regex", "/b"},
+		`the path "api" does not begin with a slash`: {"--http-path-equal", "api"},
+	} {
+		refused(t, ctl, 2, []string{want}, append([]string{"intercept", "frontend-v1", "--use", "second", "--port", "9101:http"}, args...)...)
+	}
+	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "intercept", "echo", "--container", "echo", "--use", "second", "--port", "9101:udp", "--http-header", "x-dev=a")
+
+	alice := ctl.Start(t, "intercept", "frontend-v1", "--use", "first", "--port", "9101:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9101")
+	bob := ctl.Start(t, "intercept", "frontend-v1", "--use", "second", "--port", "9101:http", "--http-header", "X-Dev=b.b", "--http-path-prefix", "/", "--docker-run", "--", probeImage, "says", "bob", "9101")
+	settled := func(n int, want string) {
+		t.Helper()
+		rig.Eventually(t, time.Minute, want, func(ctx context.Context) (bool, string) {
+			got, err := alternating(ctx, t, n)
+			return err == nil && got == want, fmt.Sprint(got, err) + alice.Output() + bob.Output()
+		})
+	}
+	settled(12, "alice alice: 4, bob bob: 4, carol frontend v1: 4")
+	if got, err := alternating(t.Context(), t, 1200); err != nil || got != "alice alice: 400, bob bob: 400, carol frontend v1: 400" {
+		t.Errorf("%s, %v", got, err)
+	}
+	refused(t, ctl, 1, []string{"with X-Dev=alice", "is engaged by"}, "intercept", "frontend-v1", "--use", "second", "--port", "9102:http", "--http-header", "X-DEV=alice")
+	refused(t, ctl, 1, []string{"is engaged by"}, "replace", "frontend-v1", "--use", "second", "--docker-run", "--", probeImage)
+	if list := ctl.Must(t, "list", "--use", "first").Stdout; !strings.Contains(list, "with X-Dev=alice") || !strings.Contains(list, "with X-Dev=b.b, path-prefix=/") {
+		t.Errorf("who has which requests is to be seen:\n%s", list)
+	}
+
+	interrupt := func(p *rig.Proc) {
+		t.Helper()
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+	}
+	// Who has no filter has the rest, and the others theirs.
+	rest := ctl.Start(t, "intercept", "frontend-v1", "--use", "second", "--port", "9103:http", "--docker-run", "--", probeImage, "says", "rest", "9103")
+	settled(12, "alice alice: 4, bob bob: 4, carol rest: 4")
+	interrupt(alice)
+	if got, err := alternating(t.Context(), t, 300); err != nil || got != "alice rest: 100, bob bob: 100, carol rest: 100" {
+		t.Errorf("after one has left: %s, %v", got, err)
+	}
+	interrupt(rest)
+	interrupt(bob)
+	if got, err := alternating(t.Context(), t, 12); err != nil || got != "alice frontend v1: 4, bob frontend v1: 4, carol frontend v1: 4" {
+		t.Errorf("after all have left: %s, %v", got, err)
+	}
+	check()
+}

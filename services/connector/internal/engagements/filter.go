@@ -1,0 +1,52 @@
+package engagements
+
+import (
+	"berth.dev/bus/command"
+	"berth.dev/bus/fault"
+	"berth.dev/lease"
+)
+
+// filterOf reads which requests an engagement is to have; the zero filter is all.
+func filterOf(req command.OpenEngagement) (lease.Filter, error) {
+	if req.HTTP == nil {
+		return lease.Filter{}, nil
+	}
+	hint := "ctl " + req.Kind + " --help"
+	if lease.Kind(req.Kind) != lease.Intercept {
+		return lease.Filter{}, fault.New(fault.InvalidArgument, "ctl intercept "+req.Workload, "filters by HTTP header and path belong to an intercept, not to a %s", req.Kind)
+	}
+	var f lease.Filter
+	for _, h := range req.HTTP.Headers {
+		f.Headers = append(f.Headers, lease.HeaderMatch{Name: h.Name, Value: h.Value})
+	}
+	for kind, value := range map[lease.PathKind]string{lease.PathPrefix: req.HTTP.PathPrefix, lease.PathEqual: req.HTTP.PathEqual, lease.PathRegex: req.HTTP.PathRegex} {
+		switch {
+		case value == "":
+		case f.Path != nil:
+			return f, fault.New(fault.InvalidArgument, hint, "a path is compared in one way: by prefix, by equality or by a regular expression")
+		default:
+			f.Path = &lease.PathMatch{Kind: kind, Value: value}
+		}
+	}
+	f, err := f.Normal()
+	if err != nil {
+		return f, fault.New(fault.InvalidArgument, hint, "the filter cannot be: %v", err)
+	}
+	return f, nil
+}
+
+// filtered checks that a filter can be had of these ports, by this manager.
+func filtered(f lease.Filter, ports []lease.Port, conn Connection) error {
+	if !f.Filtered() {
+		return nil
+	}
+	for _, p := range ports {
+		if p.Protocol != "TCP" {
+			return fault.New(fault.InvalidArgument, "ctl intercept --help", "filters are of HTTP requests, by TCP: port %d/%s has none", p.Container, p.Protocol)
+		}
+	}
+	if !conn.Filters {
+		return fault.New(fault.FailedPrecondition, "ctl install, then ctl quit and ctl connect", "the manager in the cluster is of a version that knows no filters")
+	}
+	return nil
+}
