@@ -23,17 +23,11 @@ func (b *bench) beside(ctx context.Context) error {
 		return err
 	}
 	for range n {
-		t := time.Now()
-		if _, err := out(ctx, b.kubectl, "rollout", "restart", "deployment/frontend-v1"); err != nil {
+		restart, err := b.restart(ctx)
+		if err != nil {
 			return err
 		}
-		if _, err := out(ctx, b.kubectl, "rollout", "status", "deployment/frontend-v1"); err != nil {
-			return err
-		}
-		restarts = append(restarts, time.Since(t))
-		if err := b.settle(ctx, "frontend-v1"); err != nil {
-			return err
-		}
+		restarts = append(restarts, restart)
 		// Kubelet has an update of a pod wait that has just started.
 		select {
 		case <-time.After(5 * time.Second):

@@ -65,16 +65,20 @@ func TestAutomation(t *testing.T) {
 		}
 	})
 	t.Run("nats", func(t *testing.T) {
+		const exits = "berth-e2e-exits"
+		rig.Docker(t, "build", "-q", "-t", exits, broken)
+		defer rig.Docker(t, "rmi", "-f", exits)
 		for _, c := range []struct {
-			workload, test string
-			code           int
-			says           string
+			workload, image, test string
+			code                  int
+			says                  string
 		}{
-			{"frontend-v1", "true", 0, ""},
-			{"frontend-v1", "exit 7", 7, ""},
-			{"no-such-workload", "true", 100, "no-such-workload"},
+			{"frontend-v1", "frontend-v2", "true", 0, ""},
+			{"frontend-v1", "frontend-v2", "exit 7", 7, ""},
+			{"frontend-v1", exits, "true", 101, "handler exited"},
+			{"no-such-workload", "frontend-v2", "true", 100, "no-such-workload"},
 		} {
-			out, code := script(t, ctl, "automation/nats.sh", c.workload, "frontend-v2", "sh", "-c", c.test)
+			out, code := script(t, ctl, "automation/nats.sh", c.workload, c.image, "sh", "-c", c.test)
 			if code != c.code || !strings.Contains(out, c.says) {
 				t.Errorf("exit code %d, want %d and %q:\n%s", code, c.code, c.says, out)
 			}
@@ -83,7 +87,7 @@ func TestAutomation(t *testing.T) {
 	})
 	t.Run("Go", func(t *testing.T) {
 		dock := filepath.Join(t.TempDir(), "dock")
-		if err := command(t.Context(), "go", "-C", filepath.Join(os.Getenv("BERTH_ROOT"), "examples/automation"), "build", "-o", dock, "./dock"); err != nil {
+		if err := command(t.Context(), "go", "-C", filepath.Join(os.Getenv("BERTH_ROOT"), "examples/automation"), "build", "-o", dock, "./cmd/dock"); err != nil {
 			t.Fatal(err)
 		}
 		for test, want := range map[string]int{answersV2: 0, answersV2 + " && exit 9": 9} {

@@ -62,29 +62,36 @@ type Status struct {
 var ErrInUse = errors.New("the plugin is in use")
 
 // Of reaches the engine that a Docker client's HTTPClient() and DaemonHost() say.
-func Of(c *http.Client, daemonHost string) Engine {
+// Over a network the engine is asked for that: sure tells that it has answered, so
+// that the same holds as long as it is there.
+func Of(c *http.Client, daemonHost string) (e Engine, sure bool) {
 	u, err := url.Parse(daemonHost)
 	if err != nil || u.Scheme != "tcp" && u.Scheme != "http" && u.Scheme != "https" {
-		return Engine{HTTP: c, URL: "http://docker"} // the transport knows where
+		return Engine{HTTP: c, URL: "http://docker"}, true // the transport knows where
 	}
-	return Engine{HTTP: c, URL: scheme(c, u.Host) + "://" + u.Host}
+	for _, scheme := range []string{"https", "http"} {
+		if speaks(c, scheme, u.Host) {
+			return Engine{HTTP: c, URL: scheme + "://" + u.Host}, true
+		}
+	}
+	return Engine{HTTP: c, URL: "http://" + u.Host}, false // its own error is told by the call that follows
 }
 
-// scheme asks whether TLS is spoken at host. The client's transport, which knows,
-// is wrapped out of sight (Docker's client traces its calls).
-func scheme(c *http.Client, host string) string {
+// speaks asks whether an engine answers at host by the scheme. The client's
+// transport, which knows, is wrapped out of sight (Docker's client traces its calls).
+func speaks(c *http.Client, scheme, host string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/_ping", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+"/_ping", nil)
 	if err != nil {
-		return "http"
+		return false
 	}
 	a, err := c.Do(r)
 	if err != nil {
-		return "http" // its own error is told by the call that follows
+		return false
 	}
 	_ = a.Body.Close()
-	return "https"
+	return a.StatusCode == http.StatusOK
 }
 
 func (e Engine) call(ctx context.Context, method, path string, body io.Reader, out any) error {

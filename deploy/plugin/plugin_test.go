@@ -129,16 +129,20 @@ func TestOf(t *testing.T) {
 	for _, s := range []*httptest.Server{plain, tls} {
 		c := *s.Client()
 		c.Transport = wrapped{c.Transport}
-		e := Of(&c, "tcp://"+s.Listener.Addr().String())
-		if e.URL != s.URL {
-			t.Errorf("%s, want %s", e.URL, s.URL)
+		e, sure := Of(&c, "tcp://"+s.Listener.Addr().String())
+		if e.URL != s.URL || !sure {
+			t.Errorf("%s, %v, want %s", e.URL, sure, s.URL)
 		}
 		if st, err := e.State(t.Context()); err != nil || !st.Enabled {
 			t.Errorf("%s: %+v, %v", s.URL, st, err)
 		}
 	}
-	if e := Of(http.DefaultClient, "unix:///var/run/docker.sock"); e.URL != "http://docker" {
-		t.Errorf("a socket is reached at %s", e.URL)
+	if e, sure := Of(http.DefaultClient, "unix:///var/run/docker.sock"); e.URL != "http://docker" || !sure {
+		t.Errorf("a socket is reached at %s, %v", e.URL, sure)
+	}
+	plain.Close()
+	if e, sure := Of(http.DefaultClient, "tcp://"+plain.Listener.Addr().String()); sure {
+		t.Errorf("an engine that does not answer is reached at %s", e.URL)
 	}
 }
 

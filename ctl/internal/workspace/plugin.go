@@ -16,7 +16,8 @@ import (
 // takes it along. A socket plugin (a container) stays, see runner's volplugin.
 
 func (w *Workspace) pluginEngine() plugin.Engine {
-	return plugin.Of(w.Engine.API.HTTPClient(), w.Engine.API.DaemonHost())
+	e, _ := plugin.Of(w.Engine.API.HTTPClient(), w.Engine.API.DaemonHost())
+	return e
 }
 
 // VolumePlugin says what the engine has of the volume plugin, for people; "" is

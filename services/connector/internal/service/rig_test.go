@@ -68,7 +68,10 @@ func newRig(t *testing.T) *rig {
 	go func() {
 		ended <- Run(ctx, r.options(conn))
 	}()
-	go r.beManager(ctx)
+	// The manager outlives the service, whose last engagements it restores.
+	managing, endManager := context.WithCancel(context.Background())
+	t.Cleanup(endManager)
+	go r.beManager(managing)
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		select {

@@ -85,7 +85,8 @@ type Plugin struct {
 	opt Options
 
 	mu      sync.Mutex
-	running *look // nil while nobody looks
+	running *look          // nil while nobody looks
+	engine  *plugin.Engine // nil until it has answered
 }
 
 // look is one look at the engine, with what has to be installed.
@@ -103,7 +104,19 @@ func New(e *engine.Engine, o Options) *Plugin {
 func ValidWay(w string) bool { return w == Auto || w == Managed || w == Socket || w == None }
 
 func (p *Plugin) managed() plugin.Engine {
-	return plugin.Of(p.eng.API.HTTPClient(), p.eng.API.DaemonHost())
+	p.mu.Lock()
+	known := p.engine
+	p.mu.Unlock()
+	if known != nil {
+		return *known
+	}
+	e, sure := plugin.Of(p.eng.API.HTTPClient(), p.eng.API.DaemonHost())
+	if sure {
+		p.mu.Lock()
+		p.engine = &e
+		p.mu.Unlock()
+	}
+	return e
 }
 
 // Ensure makes sure of the plugin. That there is none is no error: Reason says why.
