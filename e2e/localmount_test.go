@@ -119,7 +119,7 @@ func TestLocalMounts(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			p := ctl.Start(t, "ingest", "vols", "--container", "app", "--mount", own, "--", "sh", "-c", `exec 3<"$BERTH_ROOT/data/from-init"; echo ready; exec sleep 100`)
+			p := ctl.Start(t, "ingest", "frontend-v1", "--mount", own, "--", "sh", "-c", `exec 3<"$BERTH_ROOT/etc/frontend-secret/token"; echo ready; exec sleep 100`)
 			rig.Eventually(t, time.Minute, "it runs", func(context.Context) (bool, string) { return strings.Contains(p.Output(), "ready"), p.Output() })
 			if out := command(t.Context(), "sh", "-c", `touch "$1/data/x"`, "sh", own); out == nil || !strings.Contains(out.Error(), "Read-only") {
 				t.Errorf("an ingest may write: %v", out)
@@ -128,12 +128,12 @@ func TestLocalMounts(t *testing.T) {
 				t.Fatal(err)
 			}
 			unmounted(t, own)
-			ctl.Run(t, "leave", "vols")
+			ctl.Run(t, "leave", "frontend-v1")
 			p.Wait(t, time.Minute)
 		})
 	}
 	if err := os.WriteFile(own, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, ctl, 2, []string{"--mount " + own}, "ingest", "vols", "--container", "app", "--mount", own, "--", "true")
+	refused(t, ctl, 2, []string{"--mount " + own}, "ingest", "frontend-v1", "--mount", own, "--", "true")
 }

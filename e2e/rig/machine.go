@@ -25,6 +25,7 @@ type Machine struct {
 
 	within []string
 	dir    string
+	docker *exec.Cmd
 	t      *testing.T
 }
 
@@ -63,7 +64,11 @@ func NewMachine(t *testing.T, c *Cluster, container ...string) *Machine {
 	m.Ctl.Within = m.within
 	m.Ctl.Env = []string{"XDG_RUNTIME_DIR=" + dir, "DOCKER_HOST=unix://" + m.Socket()}
 	m.Ctl.Kubeconfig = m.kubeconfig(c, net.JoinHostPort(address, "6443"))
-	m.startDocker()
+	m.StartDocker()
+	t.Cleanup(func() {
+		m.StopDocker(syscall.SIGTERM)
+		_, _ = m.Run("sh", "-c", "umount -l "+m.dir+"/data/* "+m.dir+"/exec/* 2>/dev/null; true")
+	})
 	return m
 }
 
@@ -180,12 +185,17 @@ func (m *Machine) Load(images ...string) {
 	sh(m.t, "docker save "+strings.Join(images, " ")+" | docker -H unix://"+m.Socket()+" load")
 }
 
-func (m *Machine) startDocker() {
+// StartDocker starts the machine's engine, which was stopped, and waits until it
+// answers.
+func (m *Machine) StartDocker() {
 	m.t.Helper()
 	config := filepath.Join(m.dir, "daemon.json") // the real engine's would be taken otherwise
 	if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
+	// Of an engine that was killed: where nobody sees to the ends of orphans, its
+	// dead containerd counts as a living one.
+	_ = os.Remove(filepath.Join(m.dir, "exec", "containerd", "containerd.pid"))
 	log := &bytes.Buffer{}
 	cmd := exec.Command(m.within[0], append(m.within[1:], "dockerd", "--config-file", config, "--data-root", filepath.Join(m.dir, "data"),
 		"--exec-root", filepath.Join(m.dir, "exec"), "--pidfile", filepath.Join(m.dir, "docker.pid"), "-H", "unix://"+m.Socket())...)
@@ -194,11 +204,7 @@ func (m *Machine) startDocker() {
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	m.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		_, _ = m.Run("sh", "-c", "umount -l "+m.dir+"/data/* "+m.dir+"/exec/* 2>/dev/null; true")
-	})
+	m.docker = cmd
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if out, err := m.Run("docker", "info"); err == nil {
 			return
@@ -206,4 +212,10 @@ func (m *Machine) startDocker() {
 			m.t.Fatalf("the machine's engine does not start: %s\n%s", out, log)
 		}
 	}
+}
+
+// StopDocker sends the machine's engine a signal, and waits for its end.
+func (m *Machine) StopDocker(signal os.Signal) {
+	_ = m.docker.Process.Signal(signal)
+	_ = m.docker.Wait()
 }

@@ -123,7 +123,9 @@ func (a *App) quitSession(s *session, all bool) error {
 		return err
 	}
 	if all {
-		return errors.Join(err, s.at.Teardown(a.sig.Second))
+		err = errors.Join(err, s.at.Teardown(a.sig.Second))
+		a.tellPlugin(s.at)
+		return err
 	}
 	a.tidy(s.at, s.conn)
 	if len(closing) == 0 {
