@@ -204,5 +204,5 @@ func (noDaemons) Reconcile(context.Context, func(string) bool) error { return ni
 
 // noVolumes serves VolumesEnsure.
 func noVolumes(context.Context, command.None) (command.VolumePlugin, error) {
-	return command.VolumePlugin{Reason: "remote volumes are not mounted on this machine itself yet: ctl connect --docker"}, nil
+	return command.VolumePlugin{Reason: "commands of this machine have remote volumes (-- COMMAND), containers on it do not yet: ctl connect --docker"}, nil
 }

@@ -125,6 +125,14 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		}
 		return detail, err
 	})
+	x.check("machine", nil, func() (string, error) {
+		host, err := a.onHost()
+		if err != nil {
+			return "", err
+		}
+		defer host.Close()
+		return host.Examine(ctx)
+	})
 	x.check("kubeconfig", nil, func() (string, error) {
 		var err error
 		if target, err = kubeconfig.Load(ctx, o); err != nil {
@@ -136,7 +144,7 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		}
 		return detail, nil
 	})
-	x.check("API server", []string{"Docker", "kubeconfig"}, func() (string, error) {
+	x.check("API server", []string{"kubeconfig"}, func() (string, error) {
 		var err error
 		// Asked at the user's own address, before Locate rewrites it.
 		if api, err = target.API(); err != nil {
@@ -145,6 +153,9 @@ func (a *App) doctor(ctx context.Context, o kubeconfig.Options, manager string) 
 		version, err := api.Version(ctx)
 		if err != nil {
 			return "", err
+		}
+		if ws == nil {
+			return fmt.Sprintf("Kubernetes %s, reached from this machine", version), nil
 		}
 		reach, err := target.Locate(ctx, ws.Engine.API, ws.Engine.Local())
 		return fmt.Sprintf("Kubernetes %s, reached from containers by %s", version, reach.Via), err

@@ -79,7 +79,7 @@ func (a *App) install(ctx context.Context, f *installFlags, spec command.Spec[co
 	if err != nil {
 		return err
 	}
-	at, err := a.containers(ctx)
+	at, err := a.anywhere(ctx)
 	if err != nil {
 		return err
 	}

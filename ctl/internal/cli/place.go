@@ -89,6 +89,19 @@ func (a *App) places(ctx context.Context) ([]place, error) {
 	return nil, err
 }
 
+// anywhere is where connector may run for what needs nothing else: in a container,
+// or on this machine where there is no engine.
+func (a *App) anywhere(ctx context.Context) (place, error) {
+	ws, err := a.containers(ctx)
+	if errors.Is(err, engine.ErrAbsent) {
+		return a.onHost()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ws, nil
+}
+
 // answerWithin is how long a connector that runs may take to answer.
 const answerWithin = 5 * time.Second
 
