@@ -178,7 +178,12 @@ func aliveOnHost(ctx context.Context, conn *bus.Conn) (*command.Connection, erro
 		case c.Daemon == "":
 			return &c, nil // just coming
 		default:
-			if !conn.Gone(ctx, subject.Live(subject.VIF, c.ID)) {
+			// Asked again and again: a question to one that was killed just now may
+			// be neither answered nor refused.
+			probe, cancel := context.WithTimeout(ctx, time.Second)
+			_, err := conn.NC.RequestWithContext(probe, subject.Live(subject.VIF, c.ID), nil)
+			cancel()
+			if err == nil {
 				return &c, nil
 			}
 		}
