@@ -53,9 +53,9 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	}
 	switch f.kind {
 	case lease.Replace:
-		fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares)")
+		fs.Var(&f.ports, "port", "`PORT[:CONTAINER]`: the handler's port, and the container's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable (default: every port the container declares); for a container on a machine that is connected without --docker: LOCAL[:CONTAINER[:ID]]")
 	case lease.Intercept:
-		fs.Var(&f.ports, "port", "`PORT[:ID]`: the handler's port, and the service's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable")
+		fs.Var(&f.ports, "port", "`PORT[:ID]`: the handler's port, and the service's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable; for a container on a machine that is connected without --docker: LOCAL[:CONTAINER[:ID]]")
 		fs.StringVar(&f.service, "service", "", "`NAME` of the service whose port it is, where several select the workload")
 		f.http.register(fs)
 	}
