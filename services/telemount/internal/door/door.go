@@ -56,7 +56,23 @@ type key struct{ door, pin string }
 // shared is the session with one door; opening is held while it is opened.
 type shared struct {
 	opening chan struct{}
-	session *tunnel.Session // guarded by Dialer.mu
+
+	// Guarded by Dialer.mu:
+	session *tunnel.Session
+	// uses are calls under way, and streams that have not been closed here. What
+	// the session counts is no measure: its streams end some time after that.
+	uses int
+}
+
+// stream is one that counts as a use until it is closed.
+type stream struct {
+	*tunnel.Stream
+	end func()
+}
+
+func (s *stream) Close() error {
+	defer s.end()
+	return s.Stream.Close()
 }
 
 // New returns a dialer that proves itself with id. client is for logs.
@@ -66,17 +82,27 @@ func New(id *tunnel.Identity, client string, log *slog.Logger) *Dialer {
 
 // Dial opens a stream to the file server of t's engagement.
 func (d *Dialer) Dial(ctx context.Context, t Target) (net.Conn, error) {
-	return retry(ctx, func(ctx context.Context) (net.Conn, error) {
+	end := d.use(t)
+	c, err := retry(ctx, func(ctx context.Context) (net.Conn, error) {
 		s, err := d.session(ctx, t)
 		if err != nil {
 			return nil, err
 		}
-		return s.Open(ctx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: t.Engagement})
+		o, err := s.Open(ctx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: t.Engagement})
+		if err != nil {
+			return nil, err
+		}
+		return &stream{o, end}, nil
 	})
+	if err != nil {
+		end()
+	}
+	return c, err
 }
 
 // Token asks for the token of t's engagement.
 func (d *Dialer) Token(ctx context.Context, t Target) (string, error) {
+	defer d.use(t)()
 	return retry(ctx, func(ctx context.Context) (string, error) {
 		s, err := d.session(ctx, t)
 		if err != nil {
@@ -92,7 +118,7 @@ func (d *Dialer) Release(t Target) {
 	d.mu.Lock()
 	x := d.sessions[key{t.Door, t.Pin}]
 	var idle *tunnel.Session
-	if x != nil && x.session != nil && x.session.NumStreams() == 0 {
+	if x != nil && x.session != nil && x.uses == 0 {
 		idle, x.session = x.session, nil
 	}
 	d.mu.Unlock()
@@ -117,15 +143,33 @@ func (d *Dialer) Close() {
 	}
 }
 
-func (d *Dialer) session(ctx context.Context, t Target) (*tunnel.Session, error) {
+// use notes a use of t's door; the function that it returns ends it, once.
+func (d *Dialer) use(t Target) (end func()) {
+	x := d.shared(t)
+	d.mu.Lock()
+	x.uses++
+	d.mu.Unlock()
+	return sync.OnceFunc(func() {
+		d.mu.Lock()
+		x.uses--
+		d.mu.Unlock()
+	})
+}
+
+func (d *Dialer) shared(t Target) *shared {
 	k := key{t.Door, t.Pin}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	x := d.sessions[k]
 	if x == nil {
 		x = &shared{opening: make(chan struct{}, 1)}
 		d.sessions[k] = x
 	}
-	d.mu.Unlock()
+	return x
+}
+
+func (d *Dialer) session(ctx context.Context, t Target) (*tunnel.Session, error) {
+	x := d.shared(t)
 	select {
 	case x.opening <- struct{}{}:
 		defer func() { <-x.opening }()
