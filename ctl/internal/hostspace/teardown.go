@@ -53,7 +53,7 @@ func (s *Space) Names(ctx context.Context) ([]string, error) {
 		names = append(names, more...)
 	}
 	if s.Exists() {
-		names = append(names, "directory/"+s.dir)
+		names = append(names, "directory"+s.dir)
 	}
 	return names, nil
 }

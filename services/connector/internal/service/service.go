@@ -226,6 +226,9 @@ func (s *service) deliver(env event.Envelope) {
 // container.
 func (s *service) watchRunner(ctx context.Context) {
 	why := fault.New(fault.Unavailable, "ctl quit --all && ctl connect --docker", "runner is gone: nobody looks after the containers")
+	if s.o.OnHost {
+		why = fault.New(fault.Unavailable, "ctl connect", "runner is gone, and vif and handlers with it")
+	}
 	came := func(c command.Connection) bool { return c.Daemon != "" }
 	for ctx.Err() == nil {
 		if slices.ContainsFunc(s.connections.Records(), came) && presence.Watch(ctx, s.o.Bus, presence.Runner) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"berth.dev/bus/command"
@@ -81,7 +82,7 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 	if a, err := netip.ParseAddrPort(c.cfg.Bus.NC.ConnectedAddr()); err == nil {
 		p.needed = append(p.needed, a.Addr().Unmap())
 	}
-	if err := check(w, networks, o); err != nil {
+	if err := c.check(w, networks, o); err != nil {
 		return nil, err
 	}
 	if c.cfg.OnHost {
@@ -106,6 +107,8 @@ func explainTUN(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fault.New(fault.FailedPrecondition, "modprobe tun", "the engine's machine has no /dev/net/tun: %v", err)
+	case errors.Is(err, syscall.EBUSY):
+		return fault.New(fault.FailedPrecondition, "ctl quit; or ctl connect --docker", "there is a VIF of another connection in this network already: %v", err)
 	case errors.Is(err, fs.ErrPermission):
 		return fault.New(fault.PermissionDenied, "ctl doctor", "the daemon container may not make a TUN, which needs NET_ADMIN and /dev/net/tun: %v", err)
 	}
@@ -113,10 +116,14 @@ func explainTUN(err error) error {
 }
 
 // check turns an overlap into something to act on.
-func check(w *tunnel.Welcome, networks []route.Network, o *order) error {
+func (c *Connection) check(w *tunnel.Welcome, networks []route.Network, o *order) error {
 	err := route.Check(w.Subnets, networks, o.never)
 	var conflict *route.ConflictError
 	if errors.As(err, &conflict) {
+		if c.cfg.OnHost {
+			return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Network.Prefix.String(),
+				"%v: do without the cluster's part of it (--never-proxy), or connect with --docker, where this machine's networks are not in the way", conflict)
+		}
 		return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Network.Prefix.String(),
 			"%v: give the Docker network another subnet, or do without the cluster's part of it", conflict)
 	}

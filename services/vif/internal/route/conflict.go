@@ -58,7 +58,7 @@ func Networks(skip string) ([]Network, error) {
 	return out, nil
 }
 
-// ConflictError says that addresses are the cluster's and a Docker network's at
+// ConflictError says that addresses are the cluster's and another network's at
 // once.
 type ConflictError struct {
 	Subnet  netip.Prefix
@@ -66,7 +66,7 @@ type ConflictError struct {
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("the cluster's subnet %s overlaps the Docker network %s on %s", e.Subnet, e.Network.Prefix, e.Network.Interface)
+	return fmt.Sprintf("the cluster's subnet %s overlaps the network %s on %s", e.Subnet, e.Network.Prefix, e.Network.Interface)
 }
 
 // Check returns a *ConflictError where a subnet of the cluster cannot be routed
