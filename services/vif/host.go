@@ -91,15 +91,22 @@ func hostResolver(file *resolvconf.File, resolvConf, iface string, log *slog.Log
 	return resolvconf.NewHost(file, log), func() {}
 }
 
-// restore puts the resolver's configuration back, unless a vif lives: then it is
-// in use.
+// restore puts the resolver's configuration back.
 func restore(c config) error {
-	if _, err := net.InterfaceByName(c.iface); err == nil {
-		return nil
-	}
 	file, err := resolvconf.Open(c.resolvConf)
 	if err != nil {
 		return err
+	}
+	return recoverFile(file, c)
+}
+
+// recoverFile puts back what a vif that was killed has left. On a machine another
+// user's may live: what it wrote is in use.
+func recoverFile(file *resolvconf.File, c config) error {
+	if c.onHost() || c.restore {
+		if _, err := net.InterfaceByName(c.iface); err == nil {
+			return nil
+		}
 	}
 	return file.Recover()
 }

@@ -41,7 +41,7 @@ func serve(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	if err := file.Recover(); err != nil {
+	if err := recoverFile(file, c); err != nil {
 		return err
 	}
 	var resolver connection.Resolver = resolvconf.Container{File: file}
