@@ -13,6 +13,10 @@ import (
 	"berth.dev/services/agent/internal/peek"
 )
 
+// endWait is how long a client's end is kept from the far one: other requests that
+// it has sent before may still want that connection.
+const endWait = 500 * time.Millisecond
+
 // inbound is a client's connection as net/http's server has it.
 //
 // A client may end its half after a request (HTTP/1 only) and still wait for the
@@ -96,15 +100,22 @@ func (c *inbound) Read(b []byte) (int, error) {
 		return n, err
 	}
 	c.mu.Lock()
-	c.ended = true
-	c.passEnd()
 	interrupt := c.interrupt
 	c.mu.Unlock()
-	select {
-	case <-interrupt:
-		return 0, os.ErrDeadlineExceeded
-	case <-c.closed:
-		return 0, net.ErrClosed
+	wait := time.NewTimer(endWait)
+	defer wait.Stop()
+	for {
+		select {
+		case <-interrupt:
+			return 0, os.ErrDeadlineExceeded
+		case <-c.closed:
+			return 0, net.ErrClosed
+		case <-wait.C:
+			c.mu.Lock()
+			c.ended = true
+			c.passEnd()
+			c.mu.Unlock()
+		}
 	}
 }
 
@@ -138,7 +149,7 @@ func (c *inbound) Close() error {
 // closeIdle ends the connection between two requests by HTTP/1.
 func (c *inbound) closeIdle() {
 	c.mu.Lock()
-	idle := !c.busy && !c.multi
+	idle := !c.busy && !c.multi && !c.ended
 	c.mu.Unlock()
 	if idle {
 		_ = c.Close()
