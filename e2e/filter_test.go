@@ -83,3 +83,37 @@ func TestFilters(t *testing.T) {
 	}
 	check()
 }
+
+// A wiretap's handler has copies of what the service is asked, beside an intercept
+// too; who answers is who would without it. One that never reads harms nobody.
+func TestWiretap(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	check := untouched(t)
+	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "wiretap", "echo", "--container", "echo", "--port", "9201:udp")
+	tap := ctl.Start(t, "wiretap", "frontend-v1", "--port", "9201:http", "--docker-run", "--", probeImage, "heard", "9201")
+	deaf := ctl.Start(t, "wiretap", "frontend-v1", "--port", "9202:http", "--docker-run", "--", probeImage, "deaf", "9202")
+	mine := ctl.Start(t, "intercept", "frontend-v1", "--port", "9203:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9203")
+	rig.Eventually(t, time.Minute, "copies come, of what the app and the intercept answer", func(ctx context.Context) (bool, string) {
+		got, err := alternating(ctx, t, 12)
+		out := tap.Output()
+		return err == nil && got == "alice alice: 4, bob frontend v1: 4, carol frontend v1: 4" && strings.Contains(out, "X-Dev: alice") && strings.Contains(out, "X-Dev: carol"), fmt.Sprint(got, err) + out + deaf.Output() + mine.Output()
+	})
+	if got, err := alternating(t.Context(), t, 600); err != nil || got != "alice alice: 200, bob frontend v1: 200, carol frontend v1: 200" {
+		t.Errorf("%s, %v", got, err)
+	}
+	if list := ctl.Must(t, "list").Stdout; strings.Count(list, "(wiretap 8080/TCP)") != 2 {
+		t.Errorf("both wiretaps are to be named:\n%s", list)
+	}
+	for _, p := range []*rig.Proc{tap, deaf, mine} {
+		if err := p.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t, time.Minute)
+	}
+	if got, err := alternating(t.Context(), t, 12); err != nil || got != "alice frontend v1: 4, bob frontend v1: 4, carol frontend v1: 4" {
+		t.Errorf("after all have left: %s, %v", got, err)
+	}
+	check()
+}

@@ -153,8 +153,8 @@ func (f Filter) String() string {
 // Clash says on what two intercepts of one workload cannot both be: a port that
 // both take all of, or the same requests of. Where one of them takes all of a port
 // and the other has a filter, the filter is asked first and the rest is the
-// other's. One agent in the pod has to see all of a port, so that they are of one
-// container.
+// other's. A wiretap, which is one of the two, takes nothing. One agent in the pod
+// has to see all of a port, so that all are of one container.
 func Clash(a, b EngagementSpec) (what string, clash bool) {
 	for _, p := range a.Ports {
 		for _, q := range b.Ports {
@@ -162,10 +162,11 @@ func Clash(a, b EngagementSpec) (what string, clash bool) {
 				continue
 			}
 			what = fmt.Sprintf("port %d/%s", p.Container, p.Protocol)
+			same := a.Filter.Same(b.Filter) && a.Kind != Wiretap && b.Kind != Wiretap
 			switch {
-			case a.Filter.Same(b.Filter) && a.Filter.Filtered():
+			case same && a.Filter.Filtered():
 				return what + " with " + a.Filter.String(), true
-			case a.Filter.Same(b.Filter):
+			case same:
 				return what, true
 			case a.Container != b.Container:
 				return what + " with the environment of container " + a.Container, true

@@ -83,7 +83,7 @@ type Info struct {
 	// Webhook is the outcome of the manager's last self-test of its admission
 	// webhook: "ok", or what failed.
 	Webhook string `json:"webhook"`
-	// Filters: the manager knows EngagementSpec.Filter.
+	// Filters: the manager knows EngagementSpec.Filter, and wiretaps.
 	Filters bool `json:"filters,omitempty"`
 	// ExcludeEnv are the variables (patterns of path.Match) that this
 	// installation keeps in the cluster.
@@ -107,7 +107,15 @@ const (
 	Replace   Kind = "replace"
 	Intercept Kind = "intercept"
 	Ingest    Kind = "ingest"
+	Wiretap   Kind = "wiretap"
 )
+
+// Diverts reports whether agents take traffic of ports for it.
+func (k Kind) Diverts() bool { return k == Intercept || k == Wiretap }
+
+// ReadOnly reports whether it may only read the container's volumes, since it
+// disturbs nobody and may be had any number of times.
+func (k Kind) ReadOnly() bool { return k == Ingest || k == Wiretap }
 
 // EngagementSpec is the annotation of an engagement's Lease.
 type EngagementSpec struct {
@@ -161,7 +169,11 @@ func (s EngagementSpec) LeaseName() string {
 
 // Beside reports whether the engagement leaves the container running, with an
 // agent beside it, rather than putting one in its place.
-func (s EngagementSpec) Beside() bool { return s.Kind == Ingest || s.Kind == Intercept }
+func (s EngagementSpec) Beside() bool { return s.Kind == Ingest || s.Kind.Diverts() }
+
+// Splits reports whether it shares a port with the app and others, which takes an
+// agent that knows how (AgentID.Filters).
+func (s EngagementSpec) Splits() bool { return s.Filter.Filtered() || s.Kind == Wiretap }
 
 // Port is a container port and, where it differs, the port the handler listens on.
 type Port struct {
@@ -307,6 +319,8 @@ type Diverted struct {
 	// Filter says which requests go there; the rest is another engagement's, or
 	// the app's.
 	Filter Filter `json:"filter,omitzero"`
+	// Copy: only copies of what clients say go there; the traffic goes its way.
+	Copy bool `json:"copy,omitempty"`
 	// Probes are kubelet's, of this port: they are passed on to the app.
 	Probes []Probe `json:"probes,omitempty"`
 }
@@ -354,8 +368,8 @@ type AgentID struct {
 	Name      string `json:"name"`             // of the agent's own container
 	Container string `json:"container"`        // beside which it is
 	Divert    bool   `json:"divert,omitempty"` // it may divert traffic
-	// Filters: it is of a version that knows filters. One that does not would take
-	// all requests for those of the first engagement.
+	// Filters: it is of a version that knows filters and copies. One that does not
+	// would take all of a port for the first engagement's.
 	Filters bool `json:"filters,omitempty"`
 }
 

@@ -108,7 +108,7 @@ type CloseConnection struct {
 type OpenEngagement struct {
 	ID         string   `json:"id"`
 	Connection string   `json:"connection"` // id
-	Kind       string   `json:"kind"`       // replace, intercept, ingest
+	Kind       string   `json:"kind"`       // replace, intercept, ingest, wiretap
 	Namespace  string   `json:"namespace,omitempty"`
 	Workload   string   `json:"workload"` // [kind/]name
 	Container  string   `json:"container,omitempty"`

@@ -206,7 +206,7 @@ type Disconnected struct {
 type EngagementRequested struct {
 	Name         string `json:"name"` // workload/container
 	Connection   string `json:"connection"`
-	Kind         string `json:"kind"` // replace, intercept, ingest
+	Kind         string `json:"kind"` // replace, intercept, ingest, wiretap
 	Namespace    string `json:"namespace"`
 	WorkloadKind string `json:"workloadKind"`
 	Workload     string `json:"workload"`

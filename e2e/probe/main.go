@@ -8,6 +8,8 @@
 //	probe file FILE                 HTTP: the file as it was at the start; one that says "exit" ends it
 //	probe load URL DURATION         asks again and again, five at once, and prints "UNIXNANO answer" of each
 //	probe alternate URL N DEV…      N requests over four connections that are kept alive, with the header x-dev: DEV… in turn; prints "DEV answer: count"
+//	probe heard PORT                prints what comes over TCP, as it comes, and answers nothing
+//	probe deaf PORT                 accepts connections by TCP and never reads
 //	probe stubborn                  ignores every signal that can be ignored
 //	probe get URL                   prints an HTTP answer
 //	probe refused ADDR              a connection to ADDR is refused
@@ -93,6 +95,10 @@ func run(args []string) error {
 		return file(arg(1))
 	case "load":
 		return load(arg(1), arg(2))
+	case "heard":
+		return heard(arg(1), true)
+	case "deaf":
+		return heard(arg(1), false)
 	case "alternate":
 		return alternate(arg(1), arg(2), args[3:])
 	case "stubborn":
@@ -221,6 +227,23 @@ func file(path string) error {
 
 // load has four askers that make a connection for each request, and one that
 // keeps its own.
+// heard listens, and prints what it hears unless it does not even read.
+func heard(port string, reads bool) error {
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		if reads {
+			go func() { _, _ = io.Copy(os.Stdout, c) }()
+		}
+	}
+}
+
 // alternate asks with the headers in turn, so that each connection has requests
 // with all of them.
 func alternate(url, count string, devs []string) error {

@@ -90,7 +90,7 @@ func (a *App) tool() *usage.Tool {
 		Stdout: a.Stdout, Stderr: a.Stderr,
 		Commands: []*usage.Command{
 			a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(),
-			a.replaceCommand(), a.interceptCommand(), a.ingestCommand(), a.leaveCommand(), a.buildCommand(),
+			a.replaceCommand(), a.interceptCommand(), a.ingestCommand(), a.wiretapCommand(), a.leaveCommand(), a.buildCommand(),
 			a.dockerRunCommand(), a.composeCommand(), a.curlCommand(), a.eventsCommand(),
 			a.installCommand(), a.uninstallCommand(),
 			a.doctorCommand(), a.gcCommand(), a.versionCommand(),

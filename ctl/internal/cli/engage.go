@@ -63,6 +63,24 @@ namespace: do not filter by a password or token.`,
 	}, lease.Intercept)
 }
 
+func (a *App) wiretapCommand() *usage.Command {
+	return a.engageCommand(&usage.Command{
+		Synopsis: "wiretap WORKLOAD --port PORT[:ID] [flags] [--docker-run -- [docker run flags] IMAGE [args] | -- COMMAND]",
+		Short:    "Give a local container copies of what is sent to a service port.",
+		Long: `Of each new TCP connection to the service's port, what the client says is copied to
+the handler, whose answers are dropped; the workload answers, or who intercepts it.
+Neither it nor its clients wait for the handler: what one that is slow, or not
+there, does not take within some 128 KiB of a connection is dropped, with the rest
+of that connection, and counted in the agent's log. Any number at once, beside an
+intercept too. The handler has the container's environment, and its volumes
+read-only. What stands behind -- is as for ctl replace.`,
+		Examples: []string{
+			"ctl wiretap frontend --port 3000:http --docker-run -- frontend:dev",
+			"ctl wiretap frontend --port 3000:http -- nc -lk 3000",
+		},
+	}, lease.Wiretap)
+}
+
 func (a *App) ingestCommand() *usage.Command {
 	return a.engageCommand(&usage.Command{
 		Synopsis: "ingest WORKLOAD [flags] [--docker-run -- [docker run flags] IMAGE [args] | -- COMMAND]",

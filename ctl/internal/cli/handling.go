@@ -200,6 +200,8 @@ func doing(kind string) string {
 		return "replacing"
 	case lease.Ingest:
 		return "ingesting"
+	case lease.Wiretap:
+		return "tapping"
 	}
 	return "intercepting"
 }

@@ -143,7 +143,7 @@ func engagement(x any) ([]string, error) {
 		return nil, errors.New(Extension + " is a map, as in {replace: frontend}")
 	}
 	var args []string
-	for _, kind := range []string{"replace", "intercept", "ingest"} {
+	for _, kind := range []string{"replace", "intercept", "ingest", "wiretap"} {
 		w, ok := m[kind]
 		if !ok {
 			continue

@@ -148,6 +148,7 @@ type wanted map[port.Port]*holding
 
 type holding struct {
 	routes []split.Route
+	taps   []port.To
 	probes []lease.Probe
 }
 
@@ -156,7 +157,12 @@ func (w wanted) add(engagement string, d lease.Diverted) {
 	if w[p] == nil {
 		w[p] = &holding{}
 	}
-	w[p].routes = append(w[p].routes, split.Route{To: port.To{Engagement: engagement, As: d.As}, Filter: d.Filter})
+	to := port.To{Engagement: engagement, As: d.As}
+	if d.Copy {
+		w[p].taps = append(w[p].taps, to)
+	} else {
+		w[p].routes = append(w[p].routes, split.Route{To: to, Filter: d.Filter})
+	}
 	w[p].probes = d.Probes
 }
 
@@ -242,22 +248,31 @@ func (b *Beside) divert(w wanted) map[string]string {
 
 // fail tells of all engagements of a port what could not be done.
 func (h *holding) fail(errs map[string]string, why string) {
-	for _, r := range h.routes {
-		errs[r.To.Engagement] = why
+	for e := range h.engagements() {
+		errs[e] = why
 	}
+}
+
+// engagements are those that have something of the port.
+func (h *holding) engagements() map[string]struct{} {
+	all := map[string]struct{}{}
+	for _, r := range h.routes {
+		all[r.To.Engagement] = struct{}{}
+	}
+	for _, to := range h.taps {
+		all[to.Engagement] = struct{}{}
+	}
+	return all
 }
 
 // hold makes h what holds for a port. What is with the handler of an engagement
 // that has no traffic of it any more may end for a while; datagrams, of which each
 // stands for itself, are at once another's.
 func (b *Beside) hold(d *diverted, h *holding, errs map[string]string) {
-	for e, err := range d.split.Set(h.routes, h.probes, b.node) {
+	for e, err := range d.split.Set(h.routes, h.taps, h.probes, b.node) {
 		errs[e] = err.Error()
 	}
-	has := map[string]struct{}{}
-	for _, r := range h.routes {
-		has[r.To.Engagement] = struct{}{}
-	}
+	has := h.engagements()
 	for e := range d.has {
 		if _, ok := has[e]; !ok {
 			time.AfterFunc(drainTime, func() { b.expire(d, e) })

@@ -274,7 +274,7 @@ func (s *Set) serve(f *flow, c *net.TCPConn, at uint16, sort Sorter) {
 		}
 	}
 	if err != nil {
-		reset(c)
+		peek.New(end).Reset(tunnel.CodeRefused)
 		s.log.Debug("refused", "port", to.As, "err", err)
 		return
 	}

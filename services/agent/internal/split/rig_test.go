@@ -118,7 +118,7 @@ func route(engagement string, match ...string) Route {
 
 func (r *rig) hold(t testing.TB, routes ...Route) {
 	t.Helper()
-	if errs := r.Set(routes, nil, nil); len(errs) > 0 {
+	if errs := r.Set(routes, nil, nil, nil); len(errs) > 0 {
 		t.Fatal(errs)
 	}
 }

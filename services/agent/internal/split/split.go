@@ -13,6 +13,9 @@
 //   - Everything else (TLS, raw TCP, a server that speaks first) cannot be told
 //     apart and goes as a whole to the engagement without a filter, or the app.
 //
+// Wiretaps have copies of what clients say, of each connection as a whole
+// (tap.go); they change nothing of where it goes, and nobody waits for them.
+//
 // What holds may change at any time (Set): the next request goes by what holds
 // then, on connections that are open too. A connection with the app never ends
 // because an engagement does.
@@ -41,32 +44,52 @@ type Port struct {
 	now    atomic.Pointer[table]
 	raw    sync.Once // it has been said that something was not HTTP
 
-	mu  sync.Mutex
-	own map[*far]struct{} // connections to handlers, of requests
+	mu     sync.Mutex
+	own    map[*far]struct{} // connections to handlers, of requests
+	copies map[*copied]struct{}
+	taps   map[string]*tap // by engagement
 }
 
 // New is a port of the app all of whose traffic is the app's.
 func New(number uint16, o port.Opener, log *slog.Logger) *Port {
-	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}}
-	p.Set(nil, nil, nil)
+	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}, copies: map[*copied]struct{}{}, taps: map[string]*tap{}}
+	p.Set(nil, nil, nil, nil)
 	return p
 }
 
-// Set makes routes, which come oldest first, what holds. kubelet's probes, which
+// Set makes routes, which come oldest first, what holds, with copies of new
+// connections for taps. kubelet's probes, which
 // come from node's addresses, are the app's in any case. Errors are by engagement.
-func (p *Port) Set(routes []Route, probes []lease.Probe, node []netip.Addr) map[string]error {
+func (p *Port) Set(routes []Route, taps []port.To, probes []lease.Probe, node []netip.Addr) map[string]error {
 	t, errs := newTable(p.number, routes, probes, node)
+	p.mu.Lock()
+	was := p.taps
+	p.taps = map[string]*tap{}
+	for _, to := range taps {
+		k := was[to.Engagement]
+		if k == nil {
+			k = &tap{to: to}
+		}
+		p.taps[to.Engagement] = k
+		t.taps = append(t.taps, k)
+	}
+	p.mu.Unlock()
 	p.now.Store(t)
 	return errs
 }
 
-// Cut resets the requests that are with an engagement's handler.
+// Cut resets the requests, and ends the copies, that are with an engagement's handler.
 func (p *Port) Cut(engagement string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for f := range p.own {
 		if f.engagement == engagement {
 			peek.New(f.End).Reset(tunnel.CodeCanceled)
+		}
+	}
+	for c := range p.copies {
+		if c.tap.to.Engagement == engagement {
+			c.cut()
 		}
 	}
 }
@@ -100,6 +123,9 @@ func (p *Port) App(ctx context.Context, end peek.End) { p.now.Load().probes.App(
 // Sort is as port.Sorter says.
 func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (peek.End, port.To) {
 	t, conn := p.now.Load(), peek.New(c)
+	if len(t.taps) > 0 {
+		conn = peek.New(p.tapping(ctx, c, t.taps))
+	}
 	if !t.filtered() {
 		return p.whole(ctx, conn)
 	}

@@ -75,7 +75,7 @@ func TestTheRest(t *testing.T) {
 		}
 	}
 	// kubelet's probes are the app's, whatever matches.
-	if errs := r.Set([]Route{route("alice", "/")}, []lease.Probe{{Kind: lease.ProbeHTTP, Path: "/well?x"}}, nil); len(errs) > 0 {
+	if errs := r.Set([]Route{route("alice", "/")}, nil, []lease.Probe{{Kind: lease.ProbeHTTP, Path: "/well?x"}}, nil); len(errs) > 0 {
 		t.Fatal(errs)
 	}
 	for agent, want := range map[string]string{"kube-probe/1.34": "app", "curl": "alice"} {

@@ -23,6 +23,7 @@ type Route struct {
 type table struct {
 	routes []Route     // those with a filter, in the order in which they are asked
 	all    *port.To    // whose the rest is; nil: the app's
+	taps   []*tap      // who have copies
 	probes *probe.Port // kubelet's, which are the app's
 }
 

@@ -35,18 +35,23 @@ func filterOf(req command.OpenEngagement) (lease.Filter, error) {
 	return f, nil
 }
 
-// filtered checks that a filter can be had of these ports, by this manager.
-func filtered(f lease.Filter, ports []lease.Port, conn Connection) error {
-	if !f.Filtered() {
+// shareable checks that an engagement can share its ports, if it is to, by this
+// manager.
+func shareable(spec lease.EngagementSpec, conn Connection) error {
+	if !spec.Splits() {
 		return nil
 	}
-	for _, p := range ports {
-		if p.Protocol != "TCP" {
+	for _, p := range spec.Ports {
+		switch {
+		case p.Protocol == "TCP":
+		case spec.Kind == lease.Wiretap:
+			return fault.New(fault.InvalidArgument, "ctl wiretap --help", "copies are made of TCP connections: port %d/%s has none", p.Container, p.Protocol)
+		default:
 			return fault.New(fault.InvalidArgument, "ctl intercept --help", "filters are of HTTP requests, by TCP: port %d/%s has none", p.Container, p.Protocol)
 		}
 	}
 	if !conn.Filters {
-		return fault.New(fault.FailedPrecondition, "ctl install, then ctl quit and ctl connect", "the manager in the cluster is of a version that knows no filters")
+		return fault.New(fault.FailedPrecondition, "ctl install, then ctl quit and ctl connect", "the manager in the cluster is of a version that knows neither filters nor wiretaps")
 	}
 	return nil
 }

@@ -35,16 +35,16 @@ func validate(req *command.OpenEngagement) error {
 		return bad("ctl list", "no workload is named")
 	}
 	switch lease.Kind(req.Kind) {
-	case lease.Replace, lease.Intercept:
+	case lease.Replace, lease.Intercept, lease.Wiretap:
 	case lease.Ingest:
 		if len(req.Ports) > 0 {
 			return bad("ctl intercept "+req.Workload+" --port "+req.Ports[0], "an ingest has no traffic, so no ports")
 		}
 	default:
-		return bad("", "%q is no kind of engagement: replace, intercept, ingest", req.Kind)
+		return bad("", "%q is no kind of engagement: replace, intercept, ingest, wiretap", req.Kind)
 	}
-	if req.Service != "" && lease.Kind(req.Kind) != lease.Intercept {
-		return bad("ctl intercept "+req.Workload, "--service belongs to an intercept")
+	if req.Service != "" && !lease.Kind(req.Kind).Diverts() {
+		return bad("ctl intercept "+req.Workload, "--service belongs to an intercept or a wiretap")
 	}
 	if _, err := filterOf(*req); err != nil {
 		return err
@@ -117,7 +117,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if err != nil {
 		return nil, err
 	}
-	if err := filtered(filter, ports, conn); err != nil {
+	if err := shareable(lease.EngagementSpec{Kind: lease.Kind(req.Kind), Filter: filter, Ports: ports}, conn); err != nil {
 		return nil, err
 	}
 	secrets, err := reviewSecrets(ctx, conn.Cluster, w, c, req.Secrets)
@@ -136,7 +136,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	switch { // of which there may be several
 	case lease.Kind(req.Kind) == lease.Ingest:
 		p.handlerName = workload.IngestName(name, req.ID)
-	case filter.Filtered():
+	case filter.Filtered(), lease.Kind(req.Kind) == lease.Wiretap:
 		p.handlerName += "-" + req.ID
 	}
 	p.spec = lease.EngagementSpec{
@@ -211,7 +211,7 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 
 // choose finds container and ports, as the kind of engagement understands them.
 func choose(ctx context.Context, conn Connection, w workload.Workload, req command.OpenEngagement) (c corev1.Container, ports []lease.Port, err error) {
-	if lease.Kind(req.Kind) == lease.Intercept {
+	if lease.Kind(req.Kind).Diverts() {
 		services, err := workload.Services(ctx, conn.Cluster, w)
 		if err != nil {
 			return c, nil, err

@@ -115,7 +115,7 @@ func (v *volumes) target(p string) string { return path.Join(v.root, p) }
 
 // readOnlyFor reports whether r may only be read.
 func (v *volumes) readOnlyFor(kind lease.Kind, r lease.Volume) bool {
-	return r.ReadOnly || v.readOnly || kind == lease.Ingest
+	return r.ReadOnly || v.readOnly || kind.ReadOnly()
 }
 
 // door is where the volumes come in, as vif says.

@@ -65,7 +65,7 @@ func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 		switch spec.Kind {
 		case lease.Ingest:
 			holders = append(holders, spec.Client+" (ingest)")
-		case lease.Intercept:
+		case lease.Intercept, lease.Wiretap:
 			var ports []string
 			for _, p := range spec.Ports {
 				ports = append(ports, fmt.Sprintf("%d/%s", p.Container, p.Protocol))
@@ -73,7 +73,7 @@ func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 			if spec.Filter.Filtered() {
 				ports = append(ports, "with "+spec.Filter.String())
 			}
-			holders = append(holders, spec.Client+" (intercept "+strings.Join(ports, " ")+")")
+			holders = append(holders, spec.Client+" ("+string(spec.Kind)+" "+strings.Join(ports, " ")+")")
 		default:
 			holders, engaged = append(holders, spec.Client), append(engaged, spec.Container)
 		}

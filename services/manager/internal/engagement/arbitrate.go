@@ -17,7 +17,7 @@ type arbitrated struct {
 // arbitrate decides between the engagements of one workload, which come oldest
 // first. A replace has the workload to itself but for ingests, which disturb
 // nobody; an intercept has its ports, or those of their requests that match its
-// filter (lease.Clash). Of those that were made in one second (the
+// filter (lease.Clash); a wiretap takes nothing. Of those that were made in one second (the
 // API server's clock has no more), one that was let in before stays in.
 func arbitrate(engs []*engagement) arbitrated {
 	engs = slices.Clone(engs)
@@ -31,7 +31,7 @@ func arbitrate(engs []*engagement) arbitrated {
 		return 1
 	})
 	r := arbitrated{refused: map[*engagement]string{}}
-	var intercepts []*engagement
+	var diverting []*engagement // intercepts and wiretaps
 	for _, e := range engs {
 		if e.ended != "" || e.status.Phase == lease.Failed {
 			continue
@@ -39,11 +39,11 @@ func arbitrate(engs []*engagement) arbitrated {
 		why := ""
 		switch e.spec.Kind {
 		case lease.Ingest:
-		case lease.Intercept:
+		case lease.Intercept, lease.Wiretap:
 			if r.replace != nil {
 				why = fmt.Sprintf("%s is replaced by %s (container %s)", e.key().Workload(), r.replace.spec.Client, r.replace.spec.Container)
 			}
-			for _, o := range intercepts {
+			for _, o := range diverting {
 				if what, clash := lease.Clash(o.spec, e.spec); clash {
 					why = fmt.Sprintf("%s of %s is intercepted by %s", what, e.key().Workload(), o.spec.Client)
 				}
@@ -51,8 +51,8 @@ func arbitrate(engs []*engagement) arbitrated {
 		default:
 			if r.replace != nil {
 				why = fmt.Sprintf("%s is engaged by %s (container %s)", e.key().Workload(), r.replace.spec.Client, r.replace.spec.Container)
-			} else if len(intercepts) > 0 {
-				why = fmt.Sprintf("%s is intercepted by %s", e.key().Workload(), intercepts[0].spec.Client)
+			} else if len(diverting) > 0 {
+				why = fmt.Sprintf("%s is held by %s (%s)", e.key().Workload(), diverting[0].spec.Client, diverting[0].spec.Kind)
 			}
 		}
 		switch {
@@ -60,8 +60,8 @@ func arbitrate(engs []*engagement) arbitrated {
 			r.refused[e] = why
 		case e.spec.Beside():
 			r.beside = append(r.beside, e)
-			if e.spec.Kind == lease.Intercept {
-				intercepts = append(intercepts, e)
+			if e.spec.Kind.Diverts() {
+				diverting = append(diverting, e)
 			}
 		default:
 			r.replace = e

@@ -63,7 +63,9 @@ func TestArbitrate(t *testing.T) {
 		{"intercept:a:8080:ended intercept:b:8080", "|b"},
 		{"intercept:a:8080:x intercept:b:8080:y intercept:c:8080", "|a b c"},
 		{"intercept:a:8080:x intercept:b:8080:x", "|a; b: port 8080/TCP with X-Dev=x of Deployment/web is intercepted by a"},
-		{"intercept:a:8080 replace:b ingest:c", "|a c; b: Deployment/web is intercepted by a"},
+		{"intercept:a:8080 replace:b ingest:c", "|a c; b: Deployment/web is held by a (intercept)"},
+		{"wiretap:a:8080 intercept:b:8080 wiretap:c:8080", "|a b c"},
+		{"replace:a wiretap:b:8080", "a|; b: Deployment/web is replaced by a (container app)"},
 		{"replace:a intercept:b:8080", "a|; b: Deployment/web is replaced by a (container app)"},
 		{"intercept:a:8080&intercept:b:8080:active", "|b; a: port 8080/TCP of Deployment/web is intercepted by b"}, // was let in before
 		{"intercept:a:8080 intercept:b:8080:active", "|a; b: port 8080/TCP of Deployment/web is intercepted by a"},

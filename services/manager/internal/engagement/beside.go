@@ -67,8 +67,8 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 			connections[e.spec.ID] = e.spec.Connection
 			if a := pick(agents[string(p.UID)], e); a != nil {
 				s := lease.Served{ID: e.spec.ID}
-				if e.spec.Kind == lease.Intercept && c.reached(k, e) {
-					s.Divert = inject.Diverted(p, byNumber(e), e.spec.Filter)
+				if e.spec.Kind.Diverts() && c.reached(k, e) {
+					s.Divert = inject.Diverted(p, byNumber(e), e.spec)
 				}
 				plan[a].Engagements = append(plan[a].Engagements, s)
 			}
@@ -124,7 +124,7 @@ func nodeOf(p *corev1.Pod) []string {
 func pick(agents []*hub.Agent, e *engagement) *hub.Agent {
 	var best *hub.Agent
 	for _, a := range agents {
-		if a.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !a.Divert || e.spec.Filter.Filtered() && !a.Filters {
+		if a.Container != e.spec.Container || e.spec.Kind.Diverts() && !a.Divert || e.spec.Splits() && !a.Filters {
 			continue
 		}
 		if _, ok := a.Connection(e.spec.ID); ok {
@@ -152,7 +152,7 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 				continue
 			}
 			at := addition{p, e.spec.Container}
-			if old := wanted[at]; old == nil || old.spec.Kind != lease.Intercept {
+			if old := wanted[at]; old == nil || !old.spec.Kind.Diverts() {
 				wanted[at] = e
 			}
 		}
@@ -178,7 +178,7 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 func coming(p *corev1.Pod, e *engagement) bool {
 	for _, ec := range p.Spec.EphemeralContainers {
 		id, ok := inject.AgentOf(&ec)
-		if !ok || id.Container != e.spec.Container || e.spec.Kind == lease.Intercept && !id.Divert || e.spec.Filter.Filtered() && !id.Filters {
+		if !ok || id.Container != e.spec.Container || e.spec.Kind.Diverts() && !id.Divert || e.spec.Splits() && !id.Filters {
 			continue
 		}
 		if s := statusOf(p, ec.Name); s == nil || s.State.Terminated == nil {
@@ -199,7 +199,7 @@ func statusOf(p *corev1.Pod, name string) *corev1.ContainerStatus {
 // add puts an agent beside the container of a running pod. The pod is read anew,
 // since the view has only what it looks at.
 func (c *Controller) add(ctx context.Context, e *engagement, p *corev1.Pod) error {
-	divert := e.spec.Kind == lease.Intercept
+	divert := e.spec.Kind.Diverts()
 	pod, err := c.client.CoreV1().Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && pod.UID != p.UID {
 		return nil

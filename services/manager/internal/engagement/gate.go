@@ -42,7 +42,7 @@ func (c *Controller) gates(ctx context.Context, k Key, m *memory, live []*engage
 		}
 		why := "nothing is to be diverted"
 		for _, e := range live {
-			if e.spec.Kind != lease.Intercept || !c.reached(k, e) {
+			if !e.spec.Kind.Diverts() || !c.reached(k, e) {
 				continue
 			}
 			why = "traffic is diverted"

@@ -132,8 +132,8 @@ func check(k Key, w *workload, e *engagement) *failure {
 	switch {
 	case w == nil || w.template == nil:
 		return &failure{fmt.Sprintf("there is no %s %q in namespace %s", k.Kind, k.Name, k.Namespace), "ctl list"}
-	case e.spec.Kind == lease.Intercept && len(e.spec.Ports) == 0:
-		return &failure{"an intercept without a port", "ctl intercept " + e.spec.Workload + " --port PORT"}
+	case e.spec.Kind.Diverts() && len(e.spec.Ports) == 0:
+		return &failure{"no port is given for the " + string(e.spec.Kind), "ctl " + string(e.spec.Kind) + " " + e.spec.Workload + " --port PORT"}
 	case e.spec.Kind != lease.Replace && !e.spec.Beside():
 		return &failure{fmt.Sprintf("this manager does not know engagements of kind %q", e.spec.Kind), "ctl install"}
 	case w.replicas == 0:

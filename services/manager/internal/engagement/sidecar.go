@@ -36,7 +36,7 @@ func sidecarsOf(engs []*engagement) []inject.Sidecar {
 			by[s.Container] = s
 		}
 		switch {
-		case e.spec.Kind != lease.Intercept:
+		case !e.spec.Kind.Diverts():
 		case e.status.Named:
 			for _, p := range e.spec.Ports {
 				s.Named = append(s.Named, lease.Port{Container: p.Container, Protocol: p.Protocol, Name: p.Name})
@@ -78,11 +78,11 @@ func (c *Controller) fallBack(ctx context.Context, k Key, w *workload, r *refusa
 		c.log.Warn("a pod takes no agent", "engagement", e.spec.ID, "err", r.why)
 		return nil // not for one pod's sake
 	}
-	if e.spec.Kind == lease.Intercept && w.template.Spec.HostNetwork {
+	if e.spec.Kind.Diverts() && w.template.Spec.HostNetwork {
 		return c.fail(ctx, e, &failure{k.Workload() + " uses its node's network: there is no traffic of its pods alone to divert", "ctl replace " + e.spec.Workload})
 	}
 	st := e.status
-	if e.spec.Kind == lease.Intercept && r.policy {
+	if e.spec.Kind.Diverts() && r.policy {
 		if p, is := nameless(w, e); is {
 			return c.fail(ctx, e, &failure{fmt.Sprintf("the namespace %s does not let an agent divert traffic (%s), and port %d/%s is not reached by a name that could be given to the agent", k.Namespace, r.why, p.Container, p.Protocol),
 				"give the service's targetPort a name of container " + e.spec.Container + ", or: ctl replace " + e.spec.Workload})

@@ -357,7 +357,7 @@ func (v *View) Wanted(ctx context.Context, namespace string, owner metav1.OwnerR
 		sidecars = sidecarsOf(r.beside)
 	}
 	for _, b := range r.beside { // an intercept, or else one that has a sidecar
-		if r.replace == nil && (b.spec.Kind == lease.Intercept || e == nil && b.status.Sidecar()) {
+		if r.replace == nil && (b.spec.Kind.Diverts() || e == nil && b.status.Sidecar()) {
 			e = b
 		}
 	}

@@ -11,13 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Diverted are an intercept's ports as they are in a pod, with its filter and
-// kubelet's probes of them. A port with a name is where the pod has that name: pods of an older
+// Diverted are an engagement's ports as they are in a pod, with what of them is its
+// own, and kubelet's probes of them. A port with a name is where the pod has that name: pods of an older
 // template may have it elsewhere.
-func Diverted(pod *corev1.Pod, ports []lease.Port, filter lease.Filter) []lease.Diverted {
+func Diverted(pod *corev1.Pod, ports []lease.Port, of lease.EngagementSpec) []lease.Diverted {
 	var out []lease.Diverted
 	for _, p := range ports {
-		d := lease.Diverted{Port: p.Container, Protocol: p.Protocol, As: p.Container, Filter: filter}
+		d := lease.Diverted{Port: p.Container, Protocol: p.Protocol, As: p.Container, Filter: of.Filter, Copy: of.Kind == lease.Wiretap}
 		if p.Name != "" {
 			for _, c := range pod.Spec.Containers {
 				for _, cp := range c.Ports {

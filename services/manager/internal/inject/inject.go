@@ -89,7 +89,7 @@ func Pod(pod *corev1.Pod, e Engagement, o Options) ([]byte, error) {
 	}
 	switch e.Kind {
 	case lease.Replace:
-	case lease.Intercept:
+	case lease.Intercept, lease.Wiretap:
 		return gate(pod, e)
 	default:
 		return nil, fmt.Errorf("inject: engagements of kind %q need no new pod", e.Kind)

@@ -166,7 +166,7 @@ func TestDiverted(t *testing.T) {
 		{Container: 53, Protocol: "UDP", Name: "dns"},
 		{Container: 53, Protocol: "TCP"},
 		{Container: 9, Protocol: "TCP", Name: "unknown"},
-	}, lease.Filter{})
+	}, lease.EngagementSpec{})
 	want := []lease.Diverted{
 		{Port: 8081, Protocol: "TCP", As: 8080, Probes: []lease.Probe{{Kind: "http", Path: "/healthz?a=b", UserAgent: "prober"}, {Kind: "http", Path: "/"}}},
 		{Port: 53, Protocol: "UDP", As: 53},

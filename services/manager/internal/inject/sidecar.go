@@ -68,7 +68,7 @@ func sidecars(pod *corev1.Pod, e Engagement, o Options) ([]byte, error) {
 		{"add", "/spec/volumes", p.Spec.Volumes},
 		{"add", "/spec/containers", p.Spec.Containers},
 	}
-	if e.Kind == lease.Intercept {
+	if e.Kind.Diverts() {
 		ops = append(ops, op{"add", "/spec/readinessGates", append(slices.Clone(p.Spec.ReadinessGates), corev1.PodReadinessGate{ConditionType: Gate})})
 	}
 	return json.Marshal(ops)

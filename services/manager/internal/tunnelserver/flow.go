@@ -203,7 +203,7 @@ func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request) {
 		return
 	}
 	near, far := through(ctx, r, agent.Session, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
-		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind == lease.Ingest})})
+		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind.ReadOnly()})})
 	if near == nil {
 		return
 	}
