@@ -288,7 +288,10 @@ const (
 	// method", of an older manager) proves it as well.
 	MethodPing     = "manager.ping"
 	MethodAgentEnv = "agent.environment" // the same from manager to agent
-	MethodAgentRun = "agent.run"         // AgentRun -> AgentRun, manager tells an agent in a container's place
+	// MethodFigures asks the manager what it and the agents of the caller's
+	// engagements hold, and an agent what it holds: {} -> []Figures.
+	MethodFigures  = "figures"
+	MethodAgentRun = "agent.run" // AgentRun -> AgentRun, manager tells an agent in a container's place
 	// MethodAgentServe is how the manager tells an agent beside a container all
 	// that it is to do: AgentServe -> AgentServed.
 	MethodAgentServe = "agent.serve"

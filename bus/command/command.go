@@ -71,6 +71,7 @@ var (
 	TunnelOpen   = Spec[OpenTunnel, Accepted]{Service: subject.VIF, Verb: "tunnel-open", PerConnection: true}
 	Credentials  = Spec[Access, Accepted]{Service: subject.VIF, Verb: "credentials", PerConnection: true}
 	VIFState     = Spec[None, VIFStatus]{Service: subject.VIF, Verb: "state", PerConnection: true}
+	VIFFigures   = Spec[None, Figures]{Service: subject.VIF, Verb: "figures", PerConnection: true}
 	Engage       = Spec[EngageHandler, Accepted]{Service: subject.VIF, Verb: "engage", PerConnection: true}
 	Listening    = Spec[AskListening, ListeningPorts]{Service: subject.VIF, Verb: "listening", PerConnection: true}
 	EngagePause  = Spec[PauseEngagement, PausedEngagement]{Service: subject.VIF, Verb: "engage-pause", PerConnection: true}
@@ -543,6 +544,21 @@ type VIFStatus struct {
 	// network), and DoorPin the key to demand there.
 	Door    string `json:"door,omitempty"`
 	DoorPin string `json:"doorPin,omitempty"`
+}
+
+// Figures is the reply of VIFFigures: what vif, the manager and the agents of the
+// connection's engagements hold, for who looks for what grows.
+type Figures struct {
+	Processes []Process `json:"processes"`
+}
+
+// Process is one of them.
+type Process struct {
+	Process     string `json:"process"` // "vif", "manager", "agent POD"
+	Goroutines  int    `json:"goroutines"`
+	Files       int    `json:"files"`       // open descriptors
+	MemoryBytes int64  `json:"memoryBytes"` // resident
+	Streams     int    `json:"streams"`     // of its tunnel sessions
 }
 
 // EngageHandler tells vif where an engagement's traffic goes, and who may use its

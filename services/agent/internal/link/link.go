@@ -143,6 +143,9 @@ func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 		}
 		return l.Environment(), nil
 	})
+	tunnel.Handle(&reg, lease.MethodFigures, func(context.Context, struct{}) ([]lease.Figures, error) {
+		return []lease.Figures{lease.FiguresOf("agent", s.NumStreams())}, nil
+	})
 	l.Methods(&reg)
 	var calls sync.WaitGroup
 	for {

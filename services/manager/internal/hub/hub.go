@@ -97,6 +97,13 @@ func (a *Agent) SetServes(q *lease.AgentServe, served lease.AgentServed) {
 	a.serve, a.served = q, served
 }
 
+// Engagements are those that an agent beside a container serves.
+func (a *Agent) Engagements() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Keys(a.assigned))
+}
+
 // Assign says which engagements an agent beside a container serves, with their
 // connections. Flows of others are not taken from it, and it is not asked for them.
 func (a *Agent) Assign(engagements map[string]string) {
@@ -336,6 +343,18 @@ func (h *Hub) Agents(engagement string) map[string]*Agent {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.agentsOf(engagement)
+}
+
+// Engagements are those that have an agent.
+func (h *Hub) Engagements() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ids := slices.Collect(maps.Keys(h.agents))
+	for _, a := range h.beside {
+		ids = append(ids, a.Engagements()...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 func (h *Hub) agentsOf(engagement string) map[string]*Agent {

@@ -217,6 +217,9 @@ func (s *Server) rpc(ctx context.Context, p peer, r *tunnel.Request) {
 	tunnel.Handle(&reg, lease.MethodEnvironment, func(ctx context.Context, q lease.EnvironmentRequest) (lease.Environment, error) {
 		return s.environment(ctx, p.connection, q)
 	})
+	tunnel.Handle(&reg, lease.MethodFigures, func(ctx context.Context, _ struct{}) ([]lease.Figures, error) {
+		return s.figures(ctx, p.connection), nil
+	})
 	if err := tunnel.ServeRPC(ctx, r, &reg); err != nil {
 		s.Log.Info("call failed", "connection", p.connection, "method", r.Header.Method, "err", err)
 	}
@@ -242,4 +245,36 @@ func (s *Server) environment(ctx context.Context, connection string, q lease.Env
 		return lease.Environment{}, &tunnel.RPCError{Code: "unavailable", Message: "no agent of the engagement has arrived yet"}
 	}
 	return lease.Environment{}, &tunnel.RPCError{Code: "unavailable", Message: "the agent did not answer: " + last.Error()}
+}
+
+// figures are the manager's own, and those of the agents that serve the connection.
+// An agent that does not answer, being of an older version, is left out.
+func (s *Server) figures(ctx context.Context, connection string) []lease.Figures {
+	ctx, cancel := context.WithTimeout(ctx, envTimeout)
+	defer cancel()
+	streams := 0
+	if vif := s.Hub.VIF(connection); vif != nil {
+		streams = vif.NumStreams()
+	}
+	all := []lease.Figures{lease.FiguresOf("manager", streams)}
+	agents := map[*hub.Agent]struct{}{} // one may serve several engagements
+	for _, id := range s.Hub.Engagements() {
+		if e, ok := s.Cluster.Engagement(id); ok && e.Connection == connection {
+			for _, a := range s.Hub.Agents(id) {
+				agents[a] = struct{}{}
+			}
+		}
+	}
+	for a := range agents {
+		got, err := tunnel.Call[struct{}, []lease.Figures](ctx, a.Session, lease.MethodFigures, struct{}{})
+		if err != nil {
+			s.Log.Debug("no figures of an agent", "pod", a.Pod, "err", err)
+			continue
+		}
+		for _, f := range got {
+			f.Process += " " + a.Pod
+			all = append(all, f)
+		}
+	}
+	return all
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -268,6 +269,36 @@ func TestEnvironmentIsTheCallersOwn(t *testing.T) {
 	env, err := ask("e")
 	if err != nil || len(env.Env) != 1 || string(env.Env[0]) != "A=\xff" || env.Mounts[0] != "/m" {
 		t.Errorf("%+v, %v", env, err)
+	}
+}
+
+// A client learns what the manager holds and its own agents, nobody else's.
+func TestFigures(t *testing.T) {
+	b := start(t)
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	go func() {
+		var reg tunnel.Registry
+		tunnel.Handle(&reg, lease.MethodFigures, func(context.Context, struct{}) ([]lease.Figures, error) {
+			return []lease.Figures{{Process: "agent", Goroutines: 7}}, nil
+		})
+		for {
+			r, err := agent.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			go tunnel.ServeRPC(context.Background(), r, &reg)
+		}
+	}()
+	for len(b.srv.Hub.Agents("e")) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	ask := func(connection string) []lease.Figures { return b.srv.figures(t.Context(), connection) }
+	got := ask("c")
+	if len(got) != 2 || got[0].Process != "manager" || got[0].Goroutines == 0 || got[0].Files == 0 || got[0].Memory == 0 || !strings.HasPrefix(got[1].Process, "agent ") || got[1].Goroutines != 7 {
+		t.Errorf("%+v", got)
+	}
+	if got := ask("another"); len(got) != 1 {
+		t.Errorf("another's: %+v", got)
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/bus/subject"
+	"berth.dev/lease"
 	"berth.dev/services/vif/internal/door"
 	"berth.dev/services/vif/internal/engaged"
 	"berth.dev/services/vif/internal/listening"
@@ -179,6 +180,7 @@ func (c *Connection) handle(svc *bus.Service) error {
 		func() error { return bus.Handle(svc, command.TunnelOpen, c.cfg.ID, c.tunnelOpen) },
 		func() error { return bus.Handle(svc, command.Credentials, c.cfg.ID, c.credentials) },
 		func() error { return bus.Handle(svc, command.VIFState, c.cfg.ID, c.status) },
+		func() error { return bus.Handle(svc, command.VIFFigures, c.cfg.ID, c.figures) },
 		func() error { return bus.Handle(svc, command.Engage, c.cfg.ID, c.engage) },
 		func() error { return bus.Handle(svc, command.Listening, c.cfg.ID, c.listening) },
 		func() error { return bus.Handle(svc, command.EngagePause, c.cfg.ID, c.engagePause) },
@@ -287,6 +289,32 @@ func (c *Connection) status(context.Context, command.None) (command.VIFStatus, e
 		st.Flows += c.plane.stack.Flows()
 	}
 	return st, nil
+}
+
+// figuresTimeout bounds how long the far side may take to say what it holds.
+const figuresTimeout = 10 * time.Second
+
+// figures are vif's own and, while the tunnel is up, those of the far side.
+func (c *Connection) figures(ctx context.Context, _ command.None) (command.Figures, error) {
+	ctx, cancel := context.WithTimeout(ctx, figuresTimeout)
+	defer cancel()
+	s, streams := c.link.get(), 0
+	if s != nil {
+		streams = s.NumStreams()
+	}
+	all := []lease.Figures{lease.FiguresOf("vif", streams)}
+	if s != nil {
+		far, err := tunnel.Call[struct{}, []lease.Figures](ctx, s, lease.MethodFigures, struct{}{})
+		if err != nil {
+			c.log.Debug("no figures of the manager", "err", err)
+		}
+		all = append(all, far...)
+	}
+	var rep command.Figures
+	for _, f := range all {
+		rep.Processes = append(rep.Processes, command.Process{Process: f.Process, Goroutines: f.Goroutines, Files: f.Files, MemoryBytes: f.Memory, Streams: f.Streams})
+	}
+	return rep, nil
 }
 
 func (c *Connection) engage(_ context.Context, req command.EngageHandler) (command.Accepted, error) {

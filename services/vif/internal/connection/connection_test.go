@@ -319,6 +319,13 @@ func TestLife(t *testing.T) {
 		}
 	})
 
+	t.Run("figures", func(t *testing.T) {
+		f, err := bus.Call(t.Context(), r.conn, command.VIFFigures, id, command.None{})
+		if err != nil || len(f.Processes) == 0 || f.Processes[0].Process != "vif" || f.Processes[0].Goroutines == 0 || f.Processes[0].Files == 0 || f.Processes[0].MemoryBytes == 0 {
+			t.Errorf("%+v, %v", f, err)
+		}
+	})
+
 	t.Run("engaged traffic", func(t *testing.T) {
 		h := tunnel.Header{Kind: tunnel.KindTCP, Engagement: "e1", Dst: netip.AddrPortFrom(netip.Addr{}, 8080)}
 		if _, err := r.current().Open(t.Context(), h); !errors.Is(err, syscall.ENOENT) {
