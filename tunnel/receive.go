@@ -290,6 +290,32 @@ func (s *Stream) ReadPacket(buf []byte) (int, error) {
 	return n, nil
 }
 
+// nextPacket is ReadPacket into a chunk of the session's pool, of the datagram's size.
+func (s *Stream) nextPacket() (*chunk, error) {
+	if !s.header.Kind.Packets() {
+		return nil, errNotPackets
+	}
+	s.mu.Lock()
+	err := s.waitReadable()
+	size := 0
+	if err == nil {
+		c := s.recv.first()
+		size = int(binary.BigEndian.Uint16(c.buf[c.r:]))
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	c := s.sess.pool.get(size)
+	n, err := s.ReadPacket(c.buf)
+	if err != nil {
+		s.sess.pool.put(c)
+		return nil, err
+	}
+	c.w = n
+	return c, nil
+}
+
 // CloseRead drops what arrives from now on and tells the far side to stop; its
 // Write fails with ECONNRESET. Read then returns io.EOF.
 func (s *Stream) CloseRead() error {

@@ -210,17 +210,18 @@ func RelayPackets(s *Stream, conn net.Conn, idle time.Duration) (sent, received 
 }
 
 func packetsOut(conn net.Conn, s *Stream, passed *atomic.Int64) (total int64, err error) {
-	c := s.sess.pool.get(maxPacket)
-	defer s.sess.pool.put(c)
 	for {
-		n, err := s.ReadPacket(c.buf)
+		c, err := s.nextPacket()
 		if err != nil {
 			return total, orderly(err)
 		}
 		passed.Add(1)
 		// A datagram that does not fit, or finds no buffer, is lost like any
 		// other; what the peer's ICMP says comes up in Read too.
-		if _, err := conn.Write(c.buf[:n]); err == nil {
+		n := c.len()
+		_, err = conn.Write(c.buf[c.r:c.w])
+		s.sess.pool.put(c)
+		if err == nil {
 			total += int64(n)
 		} else if errors.Is(err, net.ErrClosed) {
 			return total, nil
@@ -228,11 +229,18 @@ func packetsOut(conn net.Conn, s *Stream, passed *atomic.Int64) (total int64, er
 	}
 }
 
+// ReadWaiter is an end of RelayPackets that can wait for a datagram without a buffer
+// to put it into: most flows are silent most of the time, and there may be
+// thousands. Sockets and streams need not be one.
+type ReadWaiter interface {
+	// WaitRead returns when Read has something to return, an error included.
+	WaitRead()
+}
+
 func packetsIn(s *Stream, conn net.Conn, passed *atomic.Int64) (total int64, err error) {
-	c := s.sess.pool.get(maxPacket)
-	defer s.sess.pool.put(c)
+	next := packetReader(conn, &s.sess.pool)
 	for {
-		n, err := conn.Read(c.buf)
+		c, err := next()
 		if err != nil {
 			if err = orderly(err); err != nil {
 				err = fmt.Errorf("relay datagrams: %w", err)
@@ -240,10 +248,49 @@ func packetsIn(s *Stream, conn net.Conn, passed *atomic.Int64) (total int64, err
 			return total, err
 		}
 		passed.Add(1)
-		if err := s.WritePacket(c.buf[:min(n, maxPacket)]); err != nil {
+		n := c.len()
+		err = s.WritePacket(c.buf[c.r:c.w])
+		s.sess.pool.put(c)
+		if err != nil {
 			return total, orderly(err)
 		}
 		total += int64(n)
+	}
+}
+
+// packetReader returns what waits for the next datagram of conn, and takes a buffer
+// for it from p only then, if conn lets it.
+func packetReader(conn net.Conn, p *pool) func() (*chunk, error) {
+	wait := func() {}
+	switch c := conn.(type) {
+	case *Stream:
+		return func() (*chunk, error) {
+			q, err := c.nextPacket()
+			if err != nil || p == &c.sess.pool {
+				return q, err
+			}
+			mine := p.get(q.len()) // a chunk goes back to the pool that it is of
+			mine.w = copy(mine.buf, q.buf[q.r:q.w])
+			c.sess.pool.put(q)
+			return mine, nil
+		}
+	case ReadWaiter:
+		wait = c.WaitRead
+	default:
+		if w := readableWait(conn); w != nil {
+			wait = w
+		}
+	}
+	return func() (*chunk, error) {
+		wait()
+		c := p.get(maxPacket)
+		n, err := conn.Read(c.buf)
+		if err != nil {
+			p.put(c)
+			return nil, err
+		}
+		c.w = min(n, maxPacket)
+		return c, nil
 	}
 }
 
@@ -255,26 +302,32 @@ func orderly(err error) error {
 	return err
 }
 
-// onIdle calls f once count has stayed the same for d, give or take d.
+// idleLooks is how often onIdle looks, in the time that it is about.
+const idleLooks = 4
+
+// onIdle calls f once count has stayed the same for d, or up to a quarter longer.
 func onIdle(count *atomic.Int64, d time.Duration, f func()) (stop func()) {
 	var mu sync.Mutex
 	var timer *time.Timer
 	var stopped bool
-	last := count.Load()
+	last, same := count.Load(), 0
 	mu.Lock()
 	defer mu.Unlock()
-	timer = time.AfterFunc(d, func() {
+	timer = time.AfterFunc(d/idleLooks, func() {
 		mu.Lock()
 		defer mu.Unlock()
-		now := count.Load()
-		switch {
-		case stopped:
-		case now == last:
-			f()
-		default:
-			last = now
-			timer.Reset(d)
+		if stopped {
+			return
 		}
+		now := count.Load()
+		if same++; now != last {
+			last, same = now, 0
+		}
+		if same >= idleLooks {
+			f()
+			return
+		}
+		timer.Reset(d / idleLooks)
 	})
 	return func() {
 		mu.Lock()

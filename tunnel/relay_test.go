@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -217,6 +219,41 @@ func TestRelayPackets(t *testing.T) {
 	c.Close()
 	if err := <-done; err != nil {
 		t.Errorf("relay: %v", err)
+	}
+}
+
+// There may be thousands of flows, silent most of the time: none holds a buffer
+// for the largest datagram meanwhile.
+func TestQuietFlowsOfDatagramsHoldLittle(t *testing.T) {
+	const flows, most = 300, 40 << 10
+	near, far := link(t, "tcp", Config{})
+	server := udpEcho(t)
+	var all sync.WaitGroup
+	defer all.Wait()
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what the pools kept is free now
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	buf := make([]byte, 100)
+	for range flows {
+		c, s := streamPair(t, near, far, KindUDP)
+		conn, err := net.Dial("udp", server.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() { _, _, _ = RelayPackets(s, conn, 0) })
+		defer c.Close()
+		mustWritePacket(t, c, "x")
+		if n, err := c.ReadPacket(buf); err != nil || string(buf[:n]) != "x" {
+			t.Fatalf("%q, %v", buf[:n], err)
+		}
+	}
+	if each := (heap() - before) / flows; each > most {
+		t.Errorf("a quiet flow holds %d bytes, at most %d are fine", each, most)
 	}
 }
 

@@ -29,6 +29,22 @@ func socketOf(c net.Conn) syscall.RawConn {
 	return nil
 }
 
+// readableWait returns a function that waits until the socket under c has something
+// to read, or an error; nil when there is no socket to ask.
+func readableWait(c net.Conn) func() {
+	raw := socketOf(c)
+	if raw == nil {
+		return nil
+	}
+	var fds [1]unix.PollFd
+	ready := func(fd uintptr) bool {
+		fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+		n, err := unix.Poll(fds[:], 0)
+		return err != nil || n == 1 // Read tells what is the matter
+	}
+	return func() { _ = raw.Read(ready) }
+}
+
 // writableProbe returns a function that says, without blocking, whether the
 // socket under c has room; nil when there is no socket to ask.
 func writableProbe(c net.Conn) func() bool {

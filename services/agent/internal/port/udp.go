@@ -50,6 +50,7 @@ type peer struct {
 	to       To
 	addr     netip.AddrPort
 	in       chan []byte
+	next     []byte // has been taken from in, for Read
 	once     sync.Once
 	done     chan struct{}
 }
@@ -69,7 +70,7 @@ func (u *udpPort) read() {
 			continue
 		}
 		select {
-		case p.in <- append([]byte(nil), buf[:n]...):
+		case p.in <- append([]byte{}, buf[:n]...):
 		default: // full: dropped, as datagrams are
 		}
 	}
@@ -128,14 +129,25 @@ func (u *udpPort) serve(p *peer) {
 	}
 }
 
-// Read returns the next datagram of the peer.
-func (p *peer) Read(b []byte) (int, error) {
+// WaitRead implements tunnel.ReadWaiter.
+func (p *peer) WaitRead() {
+	if p.next != nil {
+		return
+	}
 	select {
-	case d := <-p.in:
-		return copy(b, d), nil
+	case p.next = <-p.in:
 	case <-p.done:
+	}
+}
+
+// Read returns the next datagram of the peer. It has one caller.
+func (p *peer) Read(b []byte) (int, error) {
+	p.WaitRead()
+	d := p.next
+	if p.next = nil; d == nil {
 		return 0, net.ErrClosed
 	}
+	return copy(b, d), nil
 }
 
 // Write answers the peer.

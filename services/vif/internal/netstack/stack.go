@@ -127,7 +127,8 @@ func (s *Stack) configure(local []netip.Addr) error {
 func (s *Stack) tune() error {
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
-	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
+	// Not more: an application that does not read has netstack hold it all.
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 2 << 20}
 	// TIME_WAIT guards against stragglers, of which a TUN has none.
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(5 * time.Second)
 	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &receive, &send, &timeWait} {

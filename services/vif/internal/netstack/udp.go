@@ -8,6 +8,7 @@ import (
 
 	"berth.dev/tunnel"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -32,7 +33,7 @@ func (s *Stack) forwardUDP() {
 		if err != nil {
 			return true
 		}
-		id, conn := r.ID(), gonet.NewUDPConn(&wq, ep)
+		id, conn := r.ID(), &udpConn{gonet.NewUDPConn(&wq, ep), ep, &wq}
 		s.flows.Add(1)
 		if !s.spawn(func(ctx context.Context) { s.datagrams(ctx, id, conn) }) {
 			s.flows.Add(-1)
@@ -46,6 +47,29 @@ func (s *Stack) forwardUDP() {
 		}
 		return f.HandlePacket(id, pkt)
 	})
+}
+
+// udpConn is the application's end of a UDP flow, for tunnel.RelayPackets.
+type udpConn struct {
+	*gonet.UDPConn
+	ep tcpip.Endpoint
+	wq *waiter.Queue
+}
+
+var _ tunnel.ReadWaiter = (*udpConn)(nil)
+
+// WaitRead waits for a datagram, an error or the end.
+func (c *udpConn) WaitRead() {
+	const events = waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp
+	if c.ep.Readiness(events) != 0 {
+		return
+	}
+	entry, ready := waiter.NewChannelEntry(events)
+	c.wq.EventRegister(&entry)
+	defer c.wq.EventUnregister(&entry)
+	if c.ep.Readiness(events) == 0 {
+		<-ready
+	}
 }
 
 // datagrams carries one UDP flow.

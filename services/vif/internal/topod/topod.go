@@ -215,6 +215,7 @@ type peer struct {
 	d    *datagrams
 	addr netip.AddrPort
 	in   chan []byte
+	next []byte // has been taken from in, for Read
 	once sync.Once
 	done chan struct{}
 }
@@ -230,7 +231,7 @@ func (u *datagrams) read() {
 			continue // an ICMP error about an answer that nobody wanted
 		}
 		select {
-		case u.peer(from).in <- append([]byte(nil), buf[:n]...):
+		case u.peer(from).in <- append([]byte{}, buf[:n]...):
 		default: // full: dropped, as datagrams are
 		}
 	}
@@ -264,14 +265,25 @@ func (u *datagrams) forget(p *peer) {
 	delete(u.peers, p.addr)
 }
 
-// Read returns the next datagram of the peer.
-func (p *peer) Read(b []byte) (int, error) {
+// WaitRead implements tunnel.ReadWaiter.
+func (p *peer) WaitRead() {
+	if p.next != nil {
+		return
+	}
 	select {
-	case d := <-p.in:
-		return copy(b, d), nil
+	case p.next = <-p.in:
 	case <-p.done:
+	}
+}
+
+// Read returns the next datagram of the peer. It has one caller.
+func (p *peer) Read(b []byte) (int, error) {
+	p.WaitRead()
+	d := p.next
+	if p.next = nil; d == nil {
 		return 0, net.ErrClosed
 	}
+	return copy(b, d), nil
 }
 
 // Write answers the peer.
