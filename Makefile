@@ -63,6 +63,10 @@ check: prepare ## what CI runs before the tests: fmt, vet, staticcheck, dependen
 bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run; STEPS picks some
 	@go -C bench build -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench $(STEPS)
 
+.PHONY: soak
+soak: ## flows opened, reset and abandoned at random for MINUTES (20): what vif, manager and agent hold stays flat
+	@MINUTES='$(MINUTES)' $(MAKE) bench STEPS=soak
+
 .PHONY: build
 build: ## all binaries, into bin/
 	@mkdir -p bin

@@ -6,11 +6,13 @@
 //
 // It uses the cluster of $KUBECONFIG with Berth installed or not, brings its
 // own pod and image, and takes both away again. Words on its command line choose
-// steps: engage, beside, connect, path, names, idle, builds.
+// steps: engage, beside, connect, path, names, idle, builds; and soak, which is made
+// by name only.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -36,15 +38,17 @@ func main() {
 
 // step makes some rows.
 type step struct {
-	name string
-	do   func(*bench, context.Context) error
+	name   string
+	do     func(*bench, context.Context) error
+	byName bool // only
 }
 
 // run takes all steps, or those that are named.
 func run(ctx context.Context, names []string) error {
 	steps := []step{
-		{"engage", (*bench).engage}, {"beside", (*bench).beside}, {"connect", (*bench).connect}, {"path", (*bench).path},
-		{"names", (*bench).names}, {"idle", (*bench).idle}, {"builds", (*bench).builds},
+		{name: "engage", do: (*bench).engage}, {name: "beside", do: (*bench).beside}, {name: "connect", do: (*bench).connect},
+		{name: "path", do: (*bench).path}, {name: "names", do: (*bench).names}, {name: "idle", do: (*bench).idle},
+		{name: "builds", do: (*bench).builds}, {name: "soak", do: (*bench).soak, byName: true},
 	}
 	for _, n := range names {
 		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == n }) {
@@ -57,17 +61,24 @@ func run(ctx context.Context, names []string) error {
 	}
 	defer b.close()
 	for _, s := range steps {
-		if len(names) > 0 && !slices.Contains(names, s.name) {
+		if len(names) > 0 && !slices.Contains(names, s.name) || len(names) == 0 && s.byName {
 			continue
 		}
 		if err := s.do(b, ctx); err != nil {
-			return err
+			return errors.Join(err, b.print())
 		}
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "figure\tBerth\tinstead\tdirect\tratio\ttarget")
+	return b.print()
+}
+
+// print prints the rows so far, as a table of Markdown.
+func (b *bench) print() error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
+	line := func(cells ...string) { fmt.Fprintln(w, "| "+strings.Join(cells, "\t| ")+"\t|") }
+	line("figure", "Berth", "instead", "direct", "ratio", "target")
+	line("---", "---", "---", "---", "---", "---")
 	for _, r := range b.rows {
-		fmt.Fprintln(w, strings.Join([]string{r.Figure, r.Berth, r.Instead, r.Direct, r.Ratio, r.Target}, "\t"))
+		line(r.Figure, r.Berth, r.Instead, r.Direct, r.Ratio, r.Target)
 	}
 	return w.Flush()
 }

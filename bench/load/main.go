@@ -6,6 +6,7 @@
 //	load bulk up|down ADDR SECONDS     prints Mbit/s of one flow
 //	load rr ADDR SECONDS               prints the median and 99th percentile of a 64-byte round trip, µs
 //	load conn ADDR SECONDS             prints new connections a second, each with one round trip
+//	load soak ADDR SECONDS             opens flows and ends them in every way; prints how many of each
 //	load dns NAME SECONDS              prints the median of look-ups of NAME, µs ("%" in NAME: a new name each time)
 package main
 
@@ -32,7 +33,7 @@ func main() {
 		log.Fatal(web(os.Args[2], ":"+os.Args[3]))
 	}
 	if len(os.Args) < 4 {
-		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn ADDR S | dns NAME S")
+		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn ADDR S | soak ADDR S | dns NAME S")
 	}
 	secs, err := strconv.ParseFloat(os.Args[len(os.Args)-1], 64)
 	if err != nil {
@@ -46,6 +47,8 @@ func main() {
 		err = rr(os.Args[2], d)
 	case "conn":
 		err = conn(os.Args[2], d)
+	case "soak":
+		err = soak(os.Args[2], d)
 	case "dns":
 		err = lookup(os.Args[2], d)
 	default:
@@ -65,8 +68,22 @@ func web(path, addr string) error {
 }
 
 // serve does what the first byte of each connection says: e echoes, s swallows
-// and tells the count at the end, d sends for ever.
+// and tells the count at the end, d sends for ever. Datagrams come back.
 func serve(addr string) error {
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = pc.WriteTo(buf[:n], from)
+		}
+	}()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err

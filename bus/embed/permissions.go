@@ -68,6 +68,7 @@ func Permissions(service subject.Service, identity, connection string) (*server.
 			subject.Command(subject.Runner, command.VolumesEnsure.Verb),
 			subject.Command(subject.Builder, command.BuildStart.Verb),
 			subject.Command(subject.Builder, command.BuildCancel.Verb),
+			subject.Command(subject.VIF, command.VIFFigures.Verb) + ".*",
 			v1 + ".live.>",
 			"$SRV.>",
 		}, reading(bus.EventsStream, bus.OutputStream)...)
