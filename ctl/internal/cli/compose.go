@@ -32,7 +32,7 @@ func (a *App) composeCommand() *usage.Command {
       build: .
       ports: ["8080:80"]
       x-berth:
-        replace: frontend     # or intercept, or ingest: the workload
+        replace: frontend     # or intercept, ingest or wiretap: the workload
         port: ["80:http"]     # and any other flag of that command
 
 up engages with all of them, or with the services given, in the foreground; Ctrl-C

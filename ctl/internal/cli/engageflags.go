@@ -15,7 +15,7 @@ import (
 	"berth.dev/lease"
 )
 
-// engageFlags are those of replace, intercept and ingest. Which of them a
+// engageFlags are those of replace, intercept, ingest and wiretap. Which of them a
 // command has follows from its kind; see register.
 type engageFlags struct {
 	kind      lease.Kind

@@ -7,7 +7,7 @@
 //	    image: web:dev
 //	    ports: ["8080:80"]
 //	    x-berth:
-//	      replace: frontend        # or intercept, or ingest: the workload
+//	      replace: frontend        # or intercept, ingest or wiretap: the workload
 //	      container: app           # and any flag of that command
 //	      port: ["80:http"]
 //
@@ -150,12 +150,12 @@ func engagement(x any) ([]string, error) {
 		}
 		name, ok := w.(string)
 		if !ok || name == "" || args != nil {
-			return nil, errors.New(Extension + " has one of replace, intercept and ingest, with the name of a workload")
+			return nil, errors.New(Extension + " has one of replace, intercept, ingest and wiretap, with the name of a workload")
 		}
 		args = []string{kind, name}
 	}
 	if args == nil {
-		return nil, errors.New(Extension + " says neither replace nor intercept nor ingest")
+		return nil, errors.New(Extension + " says neither replace nor intercept, ingest or wiretap")
 	}
 	for _, flag := range slices.Sorted(maps.Keys(m)) {
 		if flag == args[0] {

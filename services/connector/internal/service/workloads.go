@@ -47,7 +47,7 @@ func (s *service) workloads(ctx context.Context, req command.ListWorkloads) (com
 
 // record is a workload with who engages it, and what stands in the way of
 // engaging it: that every container is replaced. One of several leaves the others
-// engageable, and ingests and intercepts leave the workload so.
+// engageable, and what is beside the app leaves the workload so.
 func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 	r := command.Workload{
 		Kind: w.Kind, Name: w.Name, Namespace: w.Namespace,
