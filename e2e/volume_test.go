@@ -363,6 +363,11 @@ func TestVolumePluginKilled(t *testing.T) {
 		now := pluginPIDs(t)
 		return len(now) == 1 && now[0] != pids[0], fmt.Sprint(now)
 	})
+	rig.Eventually(t, 30*time.Second, "docker volume inspect tells what helps", func(context.Context) (bool, string) {
+		all := append([]string{"volume", "inspect", "--format", "{{.Status}}"}, rig.Docker(t, "volume", "ls", "-q", "--filter", rig.Workspace)...)
+		out, err := exec.Command("docker", all...).CombinedOutput()
+		return err == nil && strings.Contains(string(out), "have to be restarted"), fmt.Sprint(string(out), err)
+	})
 	ctl.Must(t, "leave", "vols")
 	v.p.Wait(t, time.Minute)
 	dockerIsQuick(t)

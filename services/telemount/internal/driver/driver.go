@@ -71,6 +71,9 @@ func New(vs *volume.Set, log *slog.Logger) http.Handler {
 	on("/VolumeDriver.Get", func(_ context.Context, in request, out *response) error {
 		p, err := vs.Path(in.Name)
 		out.Volume = &info{Name: in.Name, Mountpoint: p}
+		if t := vs.Trouble(in.Name); t != "" {
+			out.Volume.Status = map[string]any{"trouble": t}
+		}
 		return err
 	})
 	on("/VolumeDriver.List", func(_ context.Context, _ request, out *response) error {

@@ -69,6 +69,29 @@ func TestCalls(t *testing.T) {
 	if m := call("/VolumeDriver.List", ""); len(m["Volumes"].([]any)) != 1 {
 		t.Errorf("list after restart: %v", m)
 	}
+	// It was in use, says its state, when the process was killed.
+	b, err := os.ReadFile(dir + "/state.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trouble := func() any {
+		v, _ := call("/VolumeDriver.Get", `{"Name":"v"}`)["Volume"].(map[string]any)
+		return v["Status"]
+	}
+	if got := trouble(); got != nil {
+		t.Errorf("a volume that nobody uses is in trouble: %v", got)
+	}
+	used := strings.Replace(string(b), `"spec"`, `"ids":{"1":true},"spec"`, 1)
+	if err := os.WriteFile(dir+"/state.json", []byte(used), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vs = open()
+	if got, _ := trouble().(map[string]any); !strings.Contains(got["trouble"].(string), "restarted") {
+		t.Errorf("docker volume inspect does not tell: %v", got)
+	}
+	if got := call("/VolumeDriver.Unmount", `{"Name":"v","ID":"1"}`)["Err"]; got != "" || trouble() != nil {
+		t.Errorf("the last that had lost it has ended: %v, %v", got, trouble())
+	}
 	if b, _ := os.ReadFile(dir + "/state.json"); strings.Contains(string(b), "canary") {
 		t.Error("the token is in the state")
 	}

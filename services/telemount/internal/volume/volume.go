@@ -67,6 +67,9 @@ type entry struct {
 
 	lock sync.Mutex // while mounting and unmounting
 	m    *mount.Mount
+	// lost are the uses whose mount went with a process that was killed; guarded by
+	// Set.mu.
+	lost map[string]bool
 }
 
 // Set is all volumes of an engine.
@@ -106,6 +109,8 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 		if len(e.IDs) == 0 {
 			continue
 		}
+		e.lost = maps.Clone(e.IDs)
+		log.Warn("this plugin was killed while the volume was in use: the containers that use it have to be restarted", "volume", name, "uses", len(e.lost))
 		go func() { // the engine must not wait for a cluster that is away
 			e.lock.Lock()
 			defer e.lock.Unlock()
@@ -300,6 +305,17 @@ func (s *Set) Path(name string) (string, error) {
 	return s.dir(name), nil
 }
 
+// Trouble says what is wrong with a volume, and what helps; "" if nothing is known
+// to be.
+func (s *Set) Trouble(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.all[name]; e == nil || len(e.lost) == 0 {
+		return ""
+	}
+	return "the volume plugin was killed while this volume was in use: containers that were running then have lost it for good (ENOTCONN) and have to be restarted; new ones have it"
+}
+
 // Mount makes sure that the volume is mounted, for the user id.
 func (s *Set) Mount(ctx context.Context, name, id string) (string, error) {
 	e, err := s.get(name)
@@ -330,6 +346,7 @@ func (s *Set) Unmount(name, id string) error {
 	defer e.lock.Unlock()
 	s.mu.Lock()
 	delete(e.IDs, id)
+	delete(e.lost, id)
 	last := len(e.IDs) == 0
 	err = s.save()
 	s.mu.Unlock()
