@@ -296,7 +296,8 @@ func (b *bench) path(ctx context.Context) error {
 		{"TCP bulk, one flow, down", "Mbit/s", ">= 2 x", []string{"bulk", "down"}, false},
 		{"TCP bulk, one flow, up", "Mbit/s", ">= 2 x", []string{"bulk", "up"}, false},
 		{"request-response p50", "us", "<= 1.0 x", []string{"rr"}, true},
-		{"new connections a second", "/s", ">= 8 x", []string{"conn"}, false},
+		{"new connections a second, one after another", "/s", ">= 8 x", []string{"conn"}, false},
+		{"new connections a second, 16 at once", "/s", ">= 8 x", []string{"conn16"}, false},
 	} {
 		argsFor := func(a string) []string { return append(slices.Clone(m.args), a, seconds) }
 		x, err := berth(argsFor(addr)...)

@@ -5,7 +5,8 @@
 //	load web FILE PORT                 HTTP: what the file was at the start
 //	load bulk up|down ADDR SECONDS     prints Mbit/s of one flow
 //	load rr ADDR SECONDS               prints the median and 99th percentile of a 64-byte round trip, µs
-//	load conn ADDR SECONDS             prints new connections a second, each with one round trip
+//	load conn ADDR SECONDS             prints new connections a second, each with one round trip, one after another
+//	load conn16 ADDR SECONDS           the same, sixteen at once
 //	load soak ADDR SECONDS             opens flows and ends them in every way; prints how many of each
 //	load dns NAME SECONDS              prints the median of look-ups of NAME, µs ("%" in NAME: a new name each time)
 package main
@@ -21,7 +22,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func main() {
@@ -33,7 +37,7 @@ func main() {
 		log.Fatal(web(os.Args[2], ":"+os.Args[3]))
 	}
 	if len(os.Args) < 4 {
-		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn ADDR S | soak ADDR S | dns NAME S")
+		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn|conn16 ADDR S | soak ADDR S | dns NAME S")
 	}
 	secs, err := strconv.ParseFloat(os.Args[len(os.Args)-1], 64)
 	if err != nil {
@@ -46,7 +50,9 @@ func main() {
 	case "rr":
 		err = rr(os.Args[2], d)
 	case "conn":
-		err = conn(os.Args[2], d)
+		err = conns(1, os.Args[2], d)
+	case "conn16":
+		err = conns(16, os.Args[2], d)
 	case "soak":
 		err = soak(os.Args[2], d)
 	case "dns":
@@ -183,26 +189,41 @@ func rr(addr string, d time.Duration) error {
 	return nil
 }
 
-func conn(addr string, d time.Duration) error {
-	n := 0
+// conns makes connections for d, so many at once.
+func conns(atOnce int, addr string, d time.Duration) error {
+	var made atomic.Int64
+	var all errgroup.Group
 	begin := time.Now()
-	for time.Since(begin) < d {
-		c, err := open(addr, 'e')
-		if err != nil {
-			return err
-		}
-		b := []byte{1}
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(c, b); err != nil {
-			return err
-		}
-		c.Close()
-		n++
+	for range atOnce {
+		all.Go(func() error {
+			for time.Since(begin) < d {
+				if err := conn(addr); err != nil {
+					return err
+				}
+				made.Add(1)
+			}
+			return nil
+		})
 	}
-	fmt.Printf("%.0f\n", float64(n)/time.Since(begin).Seconds())
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	fmt.Printf("%.0f\n", float64(made.Load())/time.Since(begin).Seconds())
 	return nil
+}
+
+func conn(addr string) error {
+	c, err := open(addr, 'e')
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	b := []byte{1}
+	if _, err := c.Write(b); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, b)
+	return err
 }
 
 func lookup(name string, d time.Duration) error {
