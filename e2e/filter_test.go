@@ -23,6 +23,16 @@ func alternating(ctx context.Context, t *testing.T, n int) (string, error) {
 	return strings.Join(lines, ", "), err
 }
 
+// begin starts an engagement and waits until it is active.
+func begin(t *testing.T, ctl *rig.Ctl, args ...string) *rig.Proc {
+	t.Helper()
+	p := ctl.Start(t, args...)
+	rig.Eventually(t, time.Minute, strings.Join(args, " ")+" is active", func(context.Context) (bool, string) {
+		return strings.Contains(p.Output(), "  active "), p.Output()
+	})
+	return p
+}
+
 // Two developers have the requests with their header, of one port, and the app the
 // rest: of a thousand that alternate on the same connections none comes to the
 // wrong side. What one leaves is the app's again.
@@ -43,8 +53,8 @@ func TestFilters(t *testing.T) {
 	}
 	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "intercept", "echo", "--container", "echo", "--use", "second", "--port", "9101:udp", "--http-header", "x-dev=a")
 
-	alice := ctl.Start(t, "intercept", "frontend-v1", "--use", "first", "--port", "9101:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9101")
-	bob := ctl.Start(t, "intercept", "frontend-v1", "--use", "second", "--port", "9101:http", "--http-header", "X-Dev=b.b", "--http-path-prefix", "/", "--docker-run", "--", probeImage, "says", "bob", "9101")
+	alice := begin(t, ctl, "intercept", "frontend-v1", "--use", "first", "--port", "9101:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9101")
+	bob := begin(t, ctl, "intercept", "frontend-v1", "--use", "second", "--port", "9101:http", "--http-header", "X-Dev=b.b", "--http-path-prefix", "/", "--docker-run", "--", probeImage, "says", "bob", "9101")
 	settled := func(n int, want string) {
 		t.Helper()
 		rig.Eventually(t, time.Minute, want, func(ctx context.Context) (bool, string) {
@@ -70,7 +80,7 @@ func TestFilters(t *testing.T) {
 		p.Wait(t, time.Minute)
 	}
 	// Who has no filter has the rest, and the others theirs.
-	rest := ctl.Start(t, "intercept", "frontend-v1", "--use", "second", "--port", "9103:http", "--docker-run", "--", probeImage, "says", "rest", "9103")
+	rest := begin(t, ctl, "intercept", "frontend-v1", "--use", "second", "--port", "9103:http", "--docker-run", "--", probeImage, "says", "rest", "9103")
 	settled(12, "alice alice: 4, bob bob: 4, carol rest: 4")
 	interrupt(alice)
 	if got, err := alternating(t.Context(), t, 300); err != nil || got != "alice rest: 100, bob bob: 100, carol rest: 100" {
@@ -92,9 +102,9 @@ func TestWiretap(t *testing.T) {
 	connect(t, ctl)
 	check := untouched(t)
 	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "wiretap", "echo", "--container", "echo", "--port", "9201:udp")
-	tap := ctl.Start(t, "wiretap", "frontend-v1", "--port", "9201:http", "--docker-run", "--", probeImage, "heard", "9201")
-	deaf := ctl.Start(t, "wiretap", "frontend-v1", "--port", "9202:http", "--docker-run", "--", probeImage, "deaf", "9202")
-	mine := ctl.Start(t, "intercept", "frontend-v1", "--port", "9203:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9203")
+	tap := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9201:http", "--docker-run", "--", probeImage, "heard", "9201")
+	deaf := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9202:http", "--docker-run", "--", probeImage, "deaf", "9202")
+	mine := begin(t, ctl, "intercept", "frontend-v1", "--port", "9203:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9203")
 	rig.Eventually(t, time.Minute, "copies come, of what the app and the intercept answer", func(ctx context.Context) (bool, string) {
 		got, err := alternating(ctx, t, 12)
 		out := tap.Output()
