@@ -74,7 +74,7 @@ func reach(v types.Version, info system.Info, host string) (Reach, error) {
 	case !podman && !rootless && !info.IPv4Forwarding && info.OSType != "":
 		return r, fault.At("Docker", fault.New(fault.FailedPrecondition, "sudo sysctl -w net.ipv4.ip_forward=1", "the engine's machine does not forward IPv4: containers reach nothing outside of it"))
 	}
-	limit(podman, "Berth is not tested with it")
+	limit(podman, "not far enough: Podman 4.3 was tried, whose API does not attach to a container before it is started, so that ctl connect fails at the workspace")
 	limit(rootless && !podman, "Berth is not tested with rootless engines; ports below 1024 are published only if net.ipv4.ip_unprivileged_port_start of the machine allows it")
 	limit(strings.HasPrefix(host, "tcp://") || strings.HasPrefix(host, "ssh://"), "it is another machine (%s): published ports are there, and so are the directories of -v", host)
 	limit(!podman && versions.LessThan(v.APIVersion, "1.44"), "no --mac-address in a joined network (Docker Engine 25)")

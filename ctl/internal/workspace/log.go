@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 
+	"berth.dev/bus/fault"
+
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
@@ -32,6 +34,9 @@ func (w *Workspace) listen(ctx context.Context, id string, f files) (*tailLog, e
 		return nil, fmt.Errorf("marshal the configuration: %w", err)
 	}
 	conn, err := w.Engine.API.ContainerAttach(context.WithoutCancel(ctx), id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	if err != nil && strings.Contains(err.Error(), "received 409") { // of Podman, which calls it a conflict of states
+		return nil, fault.New(fault.FailedPrecondition, "ctl doctor", "this engine does not attach to a container before it is started, as Docker does: Berth does not run on it")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach to the container: %w", err)
 	}
