@@ -68,13 +68,31 @@ func Configured() string {
 	return api.DaemonHost()
 }
 
+// helped is what a client says of an engine that it reaches by a helper (ssh).
+const helped = "http://docker.example.com"
+
+// hostOf is where the client's engine is, as DOCKER_HOST would have it.
+func hostOf(api client.APIClient) string {
+	if api.DaemonHost() != helped {
+		return api.DaemonHost()
+	}
+	cli, err := command.NewDockerCli(command.WithCombinedStreams(io.Discard))
+	if err == nil {
+		err = cli.Initialize(flags.NewClientOptions())
+	}
+	if err != nil {
+		return "ssh://" // what is known of it
+	}
+	return cli.DockerEndpoint().Host
+}
+
 // Open opens the engine and makes sure that it answers.
 func Open(ctx context.Context) (*Engine, error) {
 	api, err := configured()
 	if err != nil {
 		return nil, fault.At("Docker", fault.New(fault.FailedPrecondition, "docker context ls", "choose the Docker Engine: %v", err))
 	}
-	e := &Engine{API: api, Host: api.DaemonHost()}
+	e := &Engine{API: api, Host: hostOf(api)}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	ping, err := api.Ping(ctx)
