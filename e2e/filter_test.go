@@ -104,6 +104,7 @@ func TestWiretap(t *testing.T) {
 	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "wiretap", "echo", "--container", "echo", "--port", "9201:udp")
 	tap := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9201:http", "--docker-run", "--", probeImage, "heard", "9201")
 	deaf := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9202:http", "--docker-run", "--", probeImage, "deaf", "9202")
+	absent := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9204:http", "--wait", "none", "--docker-run", "--", probeImage, "deaf", "9205")
 	mine := begin(t, ctl, "intercept", "frontend-v1", "--port", "9203:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9203")
 	rig.Eventually(t, time.Minute, "copies come, of what the app and the intercept answer", func(ctx context.Context) (bool, string) {
 		got, err := alternating(ctx, t, 12)
@@ -113,10 +114,14 @@ func TestWiretap(t *testing.T) {
 	if got, err := alternating(t.Context(), t, 600); err != nil || got != "alice alice: 200, bob frontend v1: 200, carol frontend v1: 200" {
 		t.Errorf("%s, %v", got, err)
 	}
-	if list := ctl.Must(t, "list").Stdout; strings.Count(list, "(wiretap 8080/TCP)") != 2 {
-		t.Errorf("both wiretaps are to be named:\n%s", list)
+	if list := ctl.Must(t, "list").Stdout; strings.Count(list, "(wiretap 8080/TCP)") != 3 {
+		t.Errorf("all wiretaps are to be named:\n%s", list)
 	}
-	for _, p := range []*rig.Proc{tap, deaf, mine} {
+	rig.Eventually(t, time.Minute, "what a handler loses is counted", func(context.Context) (bool, string) {
+		r := ctl.Run(t, "status")
+		return strings.Count(r.Stdout, "its handler did not take all copies") == 1 && strings.Contains(absent.Output(), "copies lost"), r.String() + absent.Output()
+	})
+	for _, p := range []*rig.Proc{tap, deaf, absent, mine} {
 		if err := p.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}

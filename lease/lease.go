@@ -207,6 +207,8 @@ type EngagementStatus struct {
 	Method string `json:"method,omitempty"`
 	// Why says why it is not ephemeral where it could have been.
 	Why string `json:"why,omitempty"`
+	// Lost is of how many connections a wiretap's handler has not had all copies.
+	Lost int64 `json:"lost,omitempty"`
 	// Named: the traffic is not diverted in the pod, but comes to the agent
 	// because the port's name was given to it.
 	Named bool `json:"named,omitempty"`
@@ -295,6 +297,8 @@ const (
 	// MethodAgentServe is how the manager tells an agent beside a container all
 	// that it is to do: AgentServe -> AgentServed.
 	MethodAgentServe = "agent.serve"
+	// MethodAgentLost asks an agent beside a container what wiretaps have lost: {} -> AgentLost.
+	MethodAgentLost = "agent.lost"
 )
 
 // AgentServe is the whole of what an agent beside a container serves; what is
@@ -305,6 +309,12 @@ type AgentServe struct {
 	Node []string `json:"node,omitempty"`
 	// Exit: the agent is not needed any more.
 	Exit bool `json:"exit,omitempty"`
+}
+
+// AgentLost says of how many connections an agent has dropped copies since the
+// engagement, by which it is, began there.
+type AgentLost struct {
+	Connections map[string]int64 `json:"connections,omitempty"`
 }
 
 // Served is one engagement that an agent serves.

@@ -296,9 +296,11 @@ type Engagement struct {
 	Ports     []event.Port      `json:"ports,omitempty"`
 	Pods      []string          `json:"pods,omitempty"`
 	// Method and Why are those of event.WorkloadPrepared, once that is stated.
-	Method string    `json:"method,omitempty"`
-	Why    string    `json:"why,omitempty"`
-	Since  time.Time `json:"since"`
+	Method string `json:"method,omitempty"`
+	Why    string `json:"why,omitempty"`
+	// Lost is of how many connections a wiretap's handler has not had all copies.
+	Lost  int64     `json:"lost,omitempty"`
+	Since time.Time `json:"since"`
 }
 
 // ListWorkloads asks for the workloads of a namespace (default: the connected one).

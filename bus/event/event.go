@@ -322,6 +322,13 @@ type PodsChanged struct {
 	Pods []string `json:"pods"`
 }
 
+// CopiesLost: a wiretap's handler does not take all copies; of so many connections
+// it has not had everything, since the engagement began. Neither the workload nor
+// its clients waited for it.
+type CopiesLost struct {
+	Connections int64 `json:"connections"`
+}
+
 // Restoring: the engagement is being undone.
 type Restoring struct {
 	Cause string `json:"cause"`

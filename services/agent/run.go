@@ -174,6 +174,9 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 		tunnel.Handle(reg, lease.MethodAgentServe, func(_ context.Context, q lease.AgentServe) (lease.AgentServed, error) {
 			return b.Apply(q), nil
 		})
+		tunnel.Handle(reg, lease.MethodAgentLost, func(context.Context, struct{}) (lease.AgentLost, error) {
+			return lease.AgentLost{Connections: b.Lost()}, nil
+		})
 	}
 	live, end := context.WithCancel(context.Background())
 	defer end()

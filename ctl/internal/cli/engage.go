@@ -71,7 +71,7 @@ func (a *App) wiretapCommand() *usage.Command {
 the handler, whose answers are dropped; the workload answers, or who intercepts it.
 Neither it nor its clients wait for the handler: what one that is slow, or not
 there, does not take within some 128 KiB of a connection is dropped, with the rest
-of that connection, and counted in the agent's log. Any number at once, beside an
+of that connection, and counted (ctl status). Any number at once, beside an
 intercept too. The handler has the container's environment, and its volumes
 read-only. What stands behind -- is as for ctl replace.`,
 		Examples: []string{

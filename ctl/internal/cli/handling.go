@@ -418,6 +418,9 @@ func (h *handling) see(e event.Envelope) {
 	if f, ok := event.Decode[event.PodsChanged](e); ok {
 		step("pods changed", "%s", strings.Join(f.Pods, " "))
 	}
+	if f, ok := event.Decode[event.CopiesLost](e); ok {
+		step("copies lost", "of %d connections", f.Connections)
+	}
 	if f, ok := event.Decode[event.Restoring](e); ok {
 		step("restoring", "%s", f.Cause)
 	}

@@ -135,6 +135,9 @@ func (a *App) printStatus(st status) {
 		for _, p := range e.Published {
 			a.print.Result("%s: published %s", e.Name, publishedText(p))
 		}
+		if e.Lost > 0 {
+			a.print.Result("%s (%s): of %d connections its handler did not take all copies", e.Name, e.ID, e.Lost)
+		}
 		if e.Filter != "" {
 			a.print.Result("%s (%s): only HTTP requests with %s", e.Name, e.ID, e.Filter)
 		}

@@ -349,6 +349,19 @@ func (b *Beside) Open() int {
 	return n
 }
 
+// Lost is of how many connections copies for wiretaps were lost, by engagement.
+func (b *Beside) Lost() map[string]int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := map[string]int64{}
+	for _, d := range b.ports {
+		for e, n := range d.split.Lost() {
+			all[e] += n
+		}
+	}
+	return all
+}
+
 // Linger is for a pod that is ending: it goes on for at least the time that it
 // takes until nobody sends new connections to it, then until no flow is open, at
 // most until ctx ends; then it gives the traffic back.

@@ -99,6 +99,17 @@ func (p *Port) lose(t *tap) {
 	}
 }
 
+// Lost is of how many connections something was lost, by engagement.
+func (p *Port) Lost() map[string]int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := map[string]int64{}
+	for e, t := range p.taps {
+		all[e] = t.lost.Load()
+	}
+	return all
+}
+
 // put queues what the client has said; where that is too much the copy ends.
 func (c *copied) put(b []byte) {
 	c.mu.Lock()

@@ -143,7 +143,7 @@ func TestTapsHoldNobodyUp(t *testing.T) {
 		for deadline := time.Now().Add(10 * time.Second); k.open.Load() > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
-		if k.lost.Load() == 0 || k.open.Load() != 0 {
+		if r.Lost()[e] == 0 || k.open.Load() != 0 {
 			t.Errorf("%s: %d lost, %d open", e, k.lost.Load(), k.open.Load())
 		}
 	}

@@ -77,6 +77,7 @@ const (
 	WorkloadPrepared On = "workload prepared" // the Lease's status (manager)
 	TrafficDiverted  On = "traffic diverted"  // the Lease's status (manager)
 	PodsChanged      On = "pods changed"      // the Lease's status (manager)
+	CopiesLost       On = "copies lost"       // the Lease's status (manager)
 	ManagerFailed    On = "manager failed"    // the Lease's status (manager)
 	LeaseGone        On = "lease gone"        // the Lease is deleted
 	HandlerCreated   On = "handler created"   // fact (runner)
@@ -125,6 +126,7 @@ const (
 	SayReady     Say = "handler-ready"
 	SayActive    Say = "active"
 	SayPods      Say = "pods-changed"
+	SayLost      Say = "copies-lost"
 	SaySwitched  Say = "handler-switched"
 	SayVacant    Say = "switch-failed"
 	SayRestoring Say = "restoring"
@@ -147,6 +149,7 @@ type Input struct {
 	On        On
 	At        time.Time
 	Pods      []string
+	Lost      int64 // connections, of CopiesLost
 	Ports     []event.Port
 	Method    string
 	Why       string // see event.WorkloadPrepared
@@ -171,6 +174,7 @@ type State struct {
 	Mode      If // Attach, Detached or Caller
 	Ports     []event.Port
 	Pods      []string
+	Lost      int64 // connections of which a wiretap's copies were lost
 	Method    string
 	Why       string // see event.WorkloadPrepared
 	Handler   string // container's name
@@ -230,6 +234,8 @@ func (s State) learn(in Input) State {
 		if in.Method != "" {
 			s.Method, s.Why = in.Method, in.Why
 		}
+	case CopiesLost:
+		s.Lost = in.Lost
 	case HandlerCreated:
 		s.Handler, s.HandlerID, s.Published = in.Container, in.ID, in.Published
 	case SwitchAsked:

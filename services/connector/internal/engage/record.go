@@ -27,6 +27,8 @@ func (s State) Fact(say Say) event.Data {
 		return event.SwitchFailed{Error: *s.Vacancy, ExitCode: s.VacantExit}
 	case SayPods:
 		return event.PodsChanged{Pods: s.Pods}
+	case SayLost:
+		return event.CopiesLost{Connections: s.Lost}
 	case SayRestoring:
 		return event.Restoring{Cause: s.Cause}
 	case SayEnd:
@@ -50,7 +52,7 @@ func (s State) Record() command.Engagement {
 		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
 		Namespace: s.Requested.Namespace, Workload: s.Requested.Workload, Container: s.Requested.Container,
 		Phase: s.Stage.Phase(), Filter: s.Requested.Filter, Handler: s.Handler, Published: s.Published,
-		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Since: s.Since,
+		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Lost: s.Lost, Since: s.Since,
 	}
 }
 

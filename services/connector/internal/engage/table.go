@@ -33,6 +33,7 @@ var Table = []Row{
 	{in(Started), HandlerReady, Always, SayReady, does(Divert), Running},
 	{in(Running), TrafficDiverted, Always, SayActive, nil, Active},
 	{in(Active), PodsChanged, Always, SayPods, nil, Active},
+	{in(Active), CopiesLost, Always, SayLost, nil, Active},
 
 	// Another handler takes the place of the one there is. New connections wait
 	// meanwhile; where it fails, for somebody who asks again.

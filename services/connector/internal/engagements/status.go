@@ -26,6 +26,7 @@ type reader struct {
 	workload, namespace string
 	phase               lease.Phase
 	pods                []string
+	lost                int64
 }
 
 // read returns what is new in a version of the Lease; nil is its end.
@@ -59,6 +60,9 @@ func (r *reader) read(obj *coordv1.Lease) []engage.Input {
 		in.On = engage.TrafficDiverted
 	case moved && st.Phase == lease.Active:
 		in.On = engage.PodsChanged
+	case st.Lost > r.lost && st.Phase == lease.Active:
+		r.lost = st.Lost
+		in.On, in.Lost = engage.CopiesLost, st.Lost
 	case changed && st.Phase == lease.Failed:
 		msg := st.Error
 		if msg == "" {

@@ -1,6 +1,7 @@
 package engagements
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -35,6 +36,19 @@ func TestReader(t *testing.T) {
 	want := []string{string(engage.WorkloadPrepared) + "a", string(engage.TrafficDiverted) + "a", string(engage.PodsChanged) + "a+b", string(engage.ManagerFailed), string(engage.LeaseGone)}
 	if strings.Join(got, ", ") != strings.Join(want, ", ") {
 		t.Errorf("%q, want %q", got, want)
+	}
+	lost := func(n int64) *coordv1.Lease {
+		st := lease.EngagementStatus{Phase: lease.Active, Lost: n}
+		return &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: lease.Marshal(st)}}}
+	}
+	r, got = reader{phase: lease.Active, pods: []string{}}, nil
+	for _, n := range []int64{0, 2, 2, 5} {
+		for _, in := range r.read(lost(n)) {
+			got = append(got, fmt.Sprint(in.On, in.Lost))
+		}
+	}
+	if strings.Join(got, ", ") != "copies lost2, copies lost5" {
+		t.Errorf("%q", got)
 	}
 	bad := &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: "{"}}}
 	if in := (&reader{}).read(bad); len(in) != 1 || in[0].On != engage.ManagerFailed {

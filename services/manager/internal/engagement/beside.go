@@ -335,6 +335,9 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *mem
 	default:
 		st.Phase = lease.Pending
 	}
+	if e.spec.Kind == lease.Wiretap {
+		st.Lost = max(e.status.Lost, c.lost(ctx, e))
+	}
 	lasts := m.patience(e.spec.ID)
 	if f == nil && st.Phase != lease.Active && e.status.Sidecar() {
 		f = c.diagnose(ctx, k, w, m, e, s, pods)
@@ -350,6 +353,20 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *mem
 		c.log.Warn("an active engagement has a pod that does not follow", "engagement", e.spec.ID, "err", f.message)
 	}
 	return complete && (st.Phase == lease.Active && active || st.Phase == lease.Prepared && !e.running()), c.setStatus(ctx, e, st)
+}
+
+// lost asks the agents of a wiretap of how many connections they have dropped
+// copies. One that does not answer counts next time.
+func (c *Controller) lost(ctx context.Context, e *engagement) (n int64) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for _, a := range c.hub.Agents(e.spec.ID) {
+		got, err := tunnel.Call[struct{}, lease.AgentLost](ctx, a.Session, lease.MethodAgentLost, struct{}{})
+		if err == nil {
+			n += got.Connections[e.spec.ID]
+		}
+	}
+	return n
 }
 
 // patience counts for how long what is wrong has been so.
