@@ -61,6 +61,7 @@ check: prepare ## what CI runs before the tests: fmt, vet, staticcheck, dependen
 
 .PHONY: bench
 bench: prepare-test build images cluster-unless-given example ## Berth, what one would use instead, and the limit, in one run; STEPS picks some
+	@$(if $(filter volumes,$(STEPS)),tools/prepare/prepare.sh volumes)
 	@go -C bench build -o $(ROOT)/bin/bench . && KUBECONFIG=$(TARGET_KUBECONFIG) BERTH_LOAD='$(LOAD)' BERTH_CTL=$(ROOT)/bin/ctl bin/bench $(STEPS)
 
 .PHONY: soak

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -259,24 +261,11 @@ func (b *bench) path(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fctx, stop := context.WithCancel(ctx)
-	defer stop()
-	forward := exec.CommandContext(fctx, b.kubectl, "port-forward", "pod/"+pods.Items[0].Name, "17100:7100")
-	if err := forward.Start(); err != nil {
+	stop, err := b.forward(ctx, pods.Items[0].Name, "17100", "7100")
+	if err != nil {
 		return err
 	}
-	defer func() { stop(); _ = forward.Wait() }()
-	for {
-		c, err := net.Dial("tcp", "127.0.0.1:17100")
-		if err == nil {
-			c.Close()
-			break
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		time.Sleep(50 * time.Millisecond) // between two probes
-	}
+	defer stop()
 	in := func(network string) func(...string) ([]float64, error) {
 		return func(args ...string) ([]float64, error) {
 			o, err := out(ctx, append([]string{"docker", "run", "--rm", "--network", "container:" + network, image}, args...)...)
@@ -316,6 +305,29 @@ func (b *bench) path(ctx context.Context) error {
 		b.add(m.figure, fmt.Sprintf("%.0f %s", x[0], m.unit), fmt.Sprintf("%.0f %s", y[0], m.unit), d, ratio(x[0], y[0]), m.target+" port-forward")
 	}
 	return nil
+}
+
+// forward is kubectl port-forward from a port of this machine to one of a pod.
+func (b *bench) forward(ctx context.Context, pod, here, there string) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, b.kubectl, "port-forward", "pod/"+pod, here+":"+there)
+	// It says when it listens. To dial would be no probe: a connection that is
+	// closed at once ends some versions of it.
+	said, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	stop = func() { cancel(); _ = cmd.Wait() }
+	if !bufio.NewScanner(said).Scan() {
+		stop()
+		return nil, errors.New("kubectl port-forward has ended")
+	}
+	go func() { _, _ = io.Copy(io.Discard, said) }()
+	return stop, nil
 }
 
 func (b *bench) names(ctx context.Context) error {

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	berth.dev/bus v0.0.0
+	berth.dev/deploy/devcluster v0.0.0
 	berth.dev/e2e v0.0.0
 	golang.org/x/sync v0.24.0
 	k8s.io/apimachinery v0.37.2
@@ -101,3 +102,5 @@ require (
 replace berth.dev/e2e => ../e2e
 
 replace berth.dev/bus => ../bus
+
+replace berth.dev/deploy/devcluster => ../deploy/devcluster

@@ -6,8 +6,8 @@
 //
 // It uses the cluster of $KUBECONFIG with Berth installed or not, brings its
 // own pod and image, and takes both away again. Words on its command line choose
-// steps: engage, beside, connect, path, names, idle, builds; and soak, which is made
-// by name only.
+// steps: engage, beside, connect, path, names, idle, builds; and soak and volumes,
+// which are made by name only.
 package main
 
 import (
@@ -49,6 +49,7 @@ func run(ctx context.Context, names []string) error {
 		{name: "engage", do: (*bench).engage}, {name: "beside", do: (*bench).beside}, {name: "connect", do: (*bench).connect},
 		{name: "path", do: (*bench).path}, {name: "names", do: (*bench).names}, {name: "idle", do: (*bench).idle},
 		{name: "builds", do: (*bench).builds}, {name: "soak", do: (*bench).soak, byName: true},
+		{name: "volumes", do: (*bench).volumes, byName: true},
 	}
 	for _, n := range names {
 		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == n }) {

@@ -9,6 +9,8 @@
 //	load conn16 ADDR SECONDS           the same, sixteen at once
 //	load soak ADDR SECONDS             opens flows and ends them in every way; prints how many of each
 //	load dns NAME SECONDS              prints the median of look-ups of NAME, µs ("%" in NAME: a new name each time)
+//	load make DIR                      the files of the volume rows
+//	load read DIR                      prints for how long they are read: the large one, stats, the small ones, ms
 package main
 
 import (
@@ -35,6 +37,12 @@ func main() {
 	}
 	if len(os.Args) == 4 && os.Args[1] == "web" {
 		log.Fatal(web(os.Args[2], ":"+os.Args[3]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == "make" {
+		exitOn(makeFiles(os.Args[2]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == "read" {
+		exitOn(readFiles(os.Args[2]))
 	}
 	if len(os.Args) < 4 {
 		log.Fatal("usage: load serve PORT | bulk up|down ADDR S | rr ADDR S | conn|conn16 ADDR S | soak ADDR S | dns NAME S")
@@ -63,6 +71,14 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+// exitOn ends the program.
+func exitOn(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+	os.Exit(0)
 }
 
 func web(path, addr string) error {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that what Berth is built and tested with is here: Go, Docker's
-# client and a running engine, git, and with "test" what the tests look at the
-# host with. Installs Debian packages where it may (root on Debian) and says
+# client and a running engine, git, with "test" what the tests look at the host
+# with, and with "volumes" what the benchmark compares volumes with. Installs Debian packages where it may (root on Debian) and says
 # what is missing where it may not. Changes nothing when all is there.
 set -euo pipefail
 
@@ -50,6 +50,11 @@ if ! docker info >/dev/null 2>&1; then
 fi
 
 case "${1:-}" in
+volumes) # what volumes are compared with: bench's step of that name
+	have sshfs || install sshfs
+	have ssh-keygen || install openssh-client
+	have mmdebstrap || install mmdebstrap
+	;;
 test)
 	missing=()
 	have ip || missing+=(iproute2)
