@@ -139,6 +139,8 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		ctl.Must(t, "install")
 		ctl.Must(t, "quit", "--all")
 	})
+	// An agent of this installation, which runs on in its pod for some minutes.
+	ctl.Must(t, "connect", "--docker", "--", ctl.Path, "ingest", "frontend-v1", "--", "true")
 	ctl.Must(t, "uninstall")
 	ctl.Must(t, "quit", "--all")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -160,4 +162,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		fmt.Println(left)
 		ctl.Must(t, "quit", "--all")
 	}
+	// It is not taken for one of the next installation's.
+	ctl.Must(t, "install")
+	ctl.Must(t, "connect", "--docker", "--", ctl.Path, "ingest", "frontend-v1", "--", "true")
 }

@@ -148,7 +148,7 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 			continue
 		}
 		for _, e := range live {
-			if e.status.Sidecar() || pick(agents[string(p.UID)], e) != nil || coming(p, e) {
+			if e.status.Sidecar() || pick(agents[string(p.UID)], e) != nil || c.coming(p, e) {
 				continue
 			}
 			at := addition{p, e.spec.Container}
@@ -175,9 +175,9 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 
 // coming reports whether an agent that could serve e is in the pod and has not
 // ended, whether or not it has come to the manager.
-func coming(p *corev1.Pod, e *engagement) bool {
+func (c *Controller) coming(p *corev1.Pod, e *engagement) bool {
 	for _, ec := range p.Spec.EphemeralContainers {
-		id, ok := inject.AgentOf(&ec)
+		id, ok := inject.AgentOf(&ec, c.options.Pin)
 		if !ok || id.Container != e.spec.Container || e.spec.Kind.Diverts() && !id.Divert || e.spec.Splits() && !id.Filters {
 			continue
 		}
@@ -207,7 +207,7 @@ func (c *Controller) add(ctx context.Context, e *engagement, p *corev1.Pod) erro
 	if err != nil {
 		return fmt.Errorf("read pod %s: %w", p.Name, err)
 	}
-	if coming(pod, e) {
+	if c.coming(pod, e) {
 		return nil
 	}
 	ec, err := inject.Ephemeral(pod, e.spec.Container, divert, func(name string) string { return c.view.proof.Of(string(pod.UID), name) }, c.options)
@@ -419,7 +419,7 @@ func (c *Controller) diagnoseBeside(k Key, e *engagement, pods map[string]*corev
 		}
 		deaths, last := 0, ""
 		for _, ec := range pod.Spec.EphemeralContainers {
-			id, ok := inject.AgentOf(&ec)
+			id, ok := inject.AgentOf(&ec, c.options.Pin)
 			if !ok || id.Container != e.spec.Container {
 				continue
 			}

@@ -174,7 +174,7 @@ func IsAgent(name string) bool { return strings.HasPrefix(name, agentPrefix) }
 func Bare(e corev1.EphemeralContainer) corev1.EphemeralContainer {
 	b := corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: e.Name}}
 	for _, v := range e.Env {
-		if v.Name == agentEnv+"BESIDE" {
+		if v.Name == agentEnv+"BESIDE" || v.Name == agentEnv+"PIN" {
 			b.Env = append(b.Env, v)
 		}
 	}
@@ -182,16 +182,23 @@ func Bare(e corev1.EphemeralContainer) corev1.EphemeralContainer {
 }
 
 // AgentOf reads who the agent in an ephemeral container is, from what Ephemeral
-// wrote; ok is false for other containers.
-func AgentOf(e *corev1.EphemeralContainer) (lease.AgentID, bool) {
-	if !IsAgent(e.Name) {
+// wrote; ok is false for other containers, and for agents of a manager with
+// another pin: one of an installation that was taken out runs on for minutes, and
+// will never come to this one.
+func AgentOf(e *corev1.EphemeralContainer, pin string) (lease.AgentID, bool) {
+	if !IsAgent(e.Name) || valueOf(e.Env, agentEnv+"PIN") != pin {
 		return lease.AgentID{}, false
 	}
-	for i := len(e.Env) - 1; i >= 0; i-- {
-		if e.Env[i].Name == "BERTH_AGENT_BESIDE" {
-			id, err := lease.Unmarshal[lease.AgentID](e.Env[i].Value)
-			return id, err == nil && id.Name == e.Name
+	id, err := lease.Unmarshal[lease.AgentID](valueOf(e.Env, agentEnv+"BESIDE"))
+	return id, err == nil && id.Name == e.Name
+}
+
+// valueOf is the value that a variable has for the container: the last one's.
+func valueOf(env []corev1.EnvVar, name string) string {
+	for _, v := range slices.Backward(env) {
+		if v.Name == name {
+			return v.Value
 		}
 	}
-	return lease.AgentID{}, false
+	return ""
 }

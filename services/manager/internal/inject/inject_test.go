@@ -98,12 +98,15 @@ func TestEphemeralGolden(t *testing.T) {
 				if !bytes.Equal(got, want) {
 					t.Errorf("the ephemeral container has changed (go test -update writes it anew):\n%s", got)
 				}
-				if id, ok := AgentOf(ec); !ok || id.Container != "app" || id.Pod != "web-1" || id.Divert != divert {
+				if id, ok := AgentOf(ec, options.Pin); !ok || id.Container != "app" || id.Pod != "web-1" || id.Divert != divert {
 					t.Errorf("read back: %+v, %v", id, ok)
 				}
-				if bare := Bare(*ec); len(bare.Env) != 1 {
+				if _, ok := AgentOf(ec, "another installation's"); ok {
+					t.Error("another installation's agent is taken for one of ours")
+				}
+				if bare := Bare(*ec); len(bare.Env) != 2 {
 					t.Errorf("bare: %+v", bare)
-				} else if id, ok := AgentOf(&bare); !ok || id.Name != ec.Name {
+				} else if id, ok := AgentOf(&bare, options.Pin); !ok || id.Name != ec.Name {
 					t.Error("what is kept of it says nothing")
 				}
 				if !reflect.DeepEqual(pod, before) {
