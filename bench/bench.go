@@ -244,6 +244,24 @@ func (b *bench) restart(ctx context.Context) (time.Duration, error) {
 	return d, b.settle(ctx, "frontend-v1")
 }
 
+// deploy applies a step's own objects and waits for their deployment. remove takes
+// them away; where deploy fails it has done so.
+func (b *bench) deploy(ctx context.Context, deployment, objects string) (remove func(), err error) {
+	manifest := filepath.Join(b.dir, deployment+".yaml")
+	if err := os.WriteFile(manifest, []byte(objects), 0o644); err != nil {
+		return nil, err
+	}
+	remove = func() { _ = b.cluster.Delete(context.WithoutCancel(ctx), manifest) }
+	if err = b.cluster.Apply(ctx, manifest); err == nil {
+		err = b.settle(ctx, deployment)
+	}
+	if err != nil {
+		remove()
+		return nil, err
+	}
+	return remove, nil
+}
+
 func (b *bench) settle(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

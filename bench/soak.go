@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,17 +55,11 @@ func (b *bench) soak(ctx context.Context) error {
 			return fmt.Errorf("MINUTES=%s is not a number of minutes", s)
 		}
 	}
-	manifest := filepath.Join(b.dir, "soak.yaml")
-	if err := os.WriteFile(manifest, []byte(soaked), 0o644); err != nil {
+	remove, err := b.deploy(ctx, "berth-soak", soaked)
+	if err != nil {
 		return err
 	}
-	if err := b.cluster.Apply(ctx, manifest); err != nil {
-		return err
-	}
-	defer func() { _ = b.cluster.Delete(context.WithoutCancel(ctx), manifest) }()
-	if err := b.settle(ctx, "berth-soak"); err != nil {
-		return err
-	}
+	defer remove()
 	if _, err := out(ctx, b.ctl, "connect", "--docker", "--name", "bench"); err != nil {
 		return err
 	}

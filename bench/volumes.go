@@ -62,17 +62,11 @@ func (b *bench) volumes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest := filepath.Join(b.dir, "files.yaml")
-	if err := os.WriteFile(manifest, []byte(filesPod), 0o644); err != nil {
+	remove, err := b.deploy(ctx, "berth-bench-files", filesPod)
+	if err != nil {
 		return err
 	}
-	if err := b.cluster.Apply(ctx, manifest); err != nil {
-		return err
-	}
-	defer func() { _ = b.cluster.Delete(context.WithoutCancel(ctx), manifest) }()
-	if err := b.settle(ctx, "berth-bench-files"); err != nil {
-		return err
-	}
+	defer remove()
 	if _, err := out(ctx, b.ctl, "connect", "--docker", "--name", "bench"); err != nil { // no change where it is up
 		return err
 	}

@@ -181,29 +181,8 @@ func serve(addr string) error {
 
 // says answers with the text, by HTTP and by UDP, at all addresses.
 func says(text string, addrs []string) error {
-	if len(addrs) == 0 {
-		return errors.New("says: no port")
-	}
-	failed := make(chan error)
-	for _, a := range addrs {
-		if !strings.Contains(a, ":") {
-			a = ":" + a
-		}
-		pc, err := net.ListenPacket("udp", a)
-		if err != nil {
-			return err
-		}
-		l, err := net.Listen("tcp", a)
-		if err != nil {
-			return err
-		}
-		go func() { failed <- echoUDP(pc, func([]byte) []byte { return []byte(text) }) }()
-		go func() {
-			failed <- http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, text) }))
-		}()
-	}
-	fmt.Println(text, "on", strings.Join(addrs, " "))
-	return <-failed
+	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, text) })
+	return answerAt(addrs, text, func([]byte) []byte { return []byte(text) }, func(l net.Listener) error { return http.Serve(l, h) })
 }
 
 // file heeds SIGTERM as servers do.
@@ -429,8 +408,13 @@ func halfClose(addr string) error {
 
 // echo answers at all addresses until it is killed.
 func echo(addrs []string, answer func([]byte) []byte) error {
+	return answerAt(addrs, "echo", answer, echoTCP)
+}
+
+// answerAt serves UDP and TCP at all addresses (or ports) until one fails.
+func answerAt(addrs []string, name string, datagram func([]byte) []byte, serve func(net.Listener) error) error {
 	if len(addrs) == 0 {
-		return errors.New("echo: no port")
+		return fmt.Errorf("%s: no port", name)
 	}
 	failed := make(chan error)
 	for _, a := range addrs {
@@ -445,10 +429,10 @@ func echo(addrs []string, answer func([]byte) []byte) error {
 		if err != nil {
 			return err
 		}
-		go func() { failed <- echoUDP(pc, answer) }()
-		go func() { failed <- echoTCP(l) }()
+		go func() { failed <- echoUDP(pc, datagram) }()
+		go func() { failed <- serve(l) }()
 	}
-	fmt.Println("echo on", strings.Join(addrs, " "))
+	fmt.Println(name, "on", strings.Join(addrs, " "))
 	return <-failed
 }
 
