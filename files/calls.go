@@ -99,10 +99,15 @@ func (c *Client) Rename(ctx context.Context, from, to string, flags uint32) erro
 	return err
 }
 
-// Readlink reads a symbolic link.
-func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
+// Readlink reads a symbolic link, and tells which one lay at path.
+func (c *Client) Readlink(ctx context.Context, path string) (string, Attr, error) {
 	f, err := c.call(ctx, opReadlink, false, func(b *buffer) { b.str(path) })
-	return f.str(), err
+	if err != nil {
+		return "", Attr{}, err
+	}
+	t, a := f.str(), f.attr()
+	_, err = checked(&f, a, nil)
+	return t, a, err
 }
 
 // Statfs tells of the root's file system.
@@ -153,6 +158,8 @@ type File struct {
 	path  func() (string, bool)
 	// Attr as of the open.
 	Attr Attr
+	// opening is the call that opens it; the client's mu guards it.
+	opening *call
 
 	mu       sync.Mutex
 	stale    bool
@@ -179,15 +186,66 @@ func (c *Client) Open(ctx context.Context, path func() (string, bool), flags, mo
 	f := &File{c: c, id: c.nextFH.Add(1), flags: flags, path: path}
 	// Without these, opening twice is the same as opening once.
 	once := flags&(syscall.O_CREAT|syscall.O_TRUNC) != 0
-	a, err := attrOf(c.call(ctx, opOpen, once, func(b *buffer) { openArgs(b, f.id, p, flags, mode, o) }))
-	if err != nil {
+	return f.opened(ctx, opOpen, once, func(b *buffer) { openArgs(b, f.id, p, flags, mode, o) })
+}
+
+// opened makes the call that opens f. The client knows f from the call on, not
+// from its answer: another server can have taken over before anyone reads that.
+func (f *File) opened(ctx context.Context, o op, once bool, args func(*buffer)) (*File, error) {
+	c := f.c
+	c.mu.Lock()
+	f.opening = c.make(o, args, nil, once)
+	c.files[f.id] = f
+	c.launch(f.opening)
+	var err error
+	if f.Attr, err = attrOf(c.wait(ctx, f.opening)); err != nil {
+		c.mu.Lock()
+		delete(c.files, f.id)
+		c.mu.Unlock()
 		return nil, err
 	}
-	f.Attr = a
-	c.mu.Lock()
-	c.files[f.id] = f
-	c.mu.Unlock()
 	return f, nil
+}
+
+// was is the file's identity as the server told it, false if it has not yet.
+func (f *File) was() (Attr, bool) {
+	select {
+	case <-f.opening.done:
+		a, err := attrOf(fields{b: f.opening.body}, nil)
+		return a, err == nil && f.opening.errno == 0
+	default:
+		return Attr{}, false
+	}
+}
+
+// Recall finds a file that this client itself unlinked or renamed another over, a
+// moment ago, by its identity. Between a lookup and the open that follows, the
+// kernel holds no file open: without this, one that is replaced in that moment
+// is ESTALE to a program that did nothing but open its name. ESTALE if the server
+// does not have it any more. The string is the target of a link.
+func (c *Client) Recall(ctx context.Context, a Attr) (Attr, string, error) {
+	return recalled(c.call(ctx, opRecall, false, func(b *buffer) { recallArgs(b, 0, a, 0) }))
+}
+
+// Reopen is Open for such a file.
+func (c *Client) Reopen(ctx context.Context, a Attr, flags uint32) (*File, error) {
+	f := &File{c: c, id: c.nextFH.Add(1), flags: flags, path: func() (string, bool) { return "", false }}
+	return f.opened(ctx, opRecall, true, func(b *buffer) { recallArgs(b, f.id, a, flags) })
+}
+
+func recallArgs(b *buffer, id uint64, a Attr, flags uint32) {
+	b.u64(id)
+	b.attr(a)
+	b.u32(flags)
+}
+
+func recalled(f fields, err error) (Attr, string, error) {
+	if err != nil {
+		return Attr{}, "", err
+	}
+	a, target := f.attr(), f.str()
+	_, err = checked(&f, a, nil)
+	return a, target, err
 }
 
 func (f *File) reflags() uint32 {

@@ -49,6 +49,7 @@ type Client struct {
 	wg     sync.WaitGroup
 	heard  atomic.Int64 // unix nanoseconds of the last byte from the server
 	nextFH atomic.Uint64
+	home   string // the session that has our files; run's own
 
 	mu      sync.Mutex
 	info    Info
@@ -155,7 +156,7 @@ func (c *Client) hello(ctx context.Context) (net.Conn, Info, error) {
 			if no := f.u32(); no != 0 {
 				err = &Refused{Errno: syscall.Errno(no), Message: f.str()}
 			} else {
-				i := Info{Root: f.attr(), ReadOnly: f.bool(), Watches: f.bool(), Super: f.bool(), Resumed: f.bool(), boot: f.str()}
+				i := Info{Root: f.attr(), ReadOnly: f.bool(), Watches: f.bool(), Super: f.bool(), session: f.str(), boot: f.str()}
 				if !f.bad {
 					_ = conn.SetDeadline(time.Time{})
 					return conn, i, nil
@@ -214,7 +215,9 @@ func (c *Client) serve(conn net.Conn, info Info, first bool) {
 			}
 		}
 	}()
+	info.Resumed = info.session == c.home
 	if first || info.Resumed || c.reopen(out, info, ended) {
+		c.home = info.session
 		c.ready(out, info)
 	}
 	c.probe(out, ended)
@@ -371,12 +374,18 @@ func (c *Client) make(o op, args func(*buffer), data []byte, once bool) *call {
 func (c *Client) start(o op, args func(*buffer), data []byte, once bool) *call {
 	c.mu.Lock()
 	p := c.make(o, args, data, once)
+	c.launch(p)
+	return p
+}
+
+// launch sends p; mu is held, and is not any more when it returns.
+func (c *Client) launch(p *call) {
 	if c.closed || c.dead {
 		delete(c.pending, p.id)
 		p.errno = syscall.EIO
 		close(p.done)
 		c.mu.Unlock()
-		return p
+		return
 	}
 	out := c.out
 	p.sent, p.via = out != nil, out
@@ -384,7 +393,6 @@ func (c *Client) start(o op, args func(*buffer), data []byte, once bool) *call {
 	if out != nil {
 		out.send(p.frame) // if it fails, the next connection sends it again
 	}
-	return p
 }
 
 // wait waits for the answer. A context that ends (a signal to the program)
@@ -434,13 +442,16 @@ func (c *Client) reopen(out *sender, info Info, ended chan struct{}) bool {
 	changed := info.boot != c.info.boot
 	type again struct {
 		f    *File
+		was  Attr
 		path string
 		ok   bool
 		call *call
 	}
 	var all []again
 	for _, f := range c.files {
-		all = append(all, again{f: f})
+		if was, ok := f.was(); ok { // else its first call is still to come
+			all = append(all, again{f: f, was: was})
+		}
 	}
 	c.mu.Unlock()
 	for i := range all {
@@ -461,7 +472,7 @@ func (c *Client) reopen(out *sender, info Info, ended chan struct{}) bool {
 			select {
 			case <-a.call.done:
 				f := fields{b: a.call.body}
-				ok = a.call.errno == 0 && f.attr().SameFile(a.f.Attr) && !f.bad
+				ok = a.call.errno == 0 && f.attr().SameFile(a.was) && !f.bad
 			case <-ended:
 				return false
 			}

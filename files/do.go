@@ -25,6 +25,8 @@ func (s *session) do(o op, f *fields) ([]byte, error) {
 		err = s.setattr(f, &b)
 	case opOpen:
 		err = s.open(f, &b)
+	case opRecall:
+		err = s.recall(f, &b)
 	case opStat:
 		path := f.str()
 		watched := s.observe(path)
@@ -90,7 +92,10 @@ func (s *session) do(o op, f *fields) ([]byte, error) {
 		if o == opRmdir {
 			flags = unix.AT_REMOVEDIR
 		}
-		if err = s.ops.remove(path, flags); err == nil {
+		forget := s.lost.keep(s.ops, path)
+		if err = s.ops.remove(path, flags); err != nil {
+			forget()
+		} else {
 			s.watch.absent(path)
 			if o == opRmdir {
 				s.watch.forget(path, true)
@@ -98,13 +103,21 @@ func (s *session) do(o op, f *fields) ([]byte, error) {
 		}
 	case opRename:
 		from, to, flags := f.str(), f.str(), f.u32()
-		if err = s.ops.rename(from, to, flags); err == nil {
+		forget := func() {}
+		if flags&unix.RENAME_EXCHANGE == 0 {
+			forget = s.lost.keep(s.ops, to)
+		}
+		if err = s.ops.rename(from, to, flags); err != nil {
+			forget()
+		} else {
 			s.renamed(from, to, flags)
 		}
 	case opReadlink:
 		var t string
-		t, err = s.ops.readlink(f.str())
+		var a Attr
+		t, a, err = s.ops.readlink(f.str())
 		b.str(t)
+		b.attr(a)
 	case opStatfs:
 		var x Statfs
 		x, err = s.ops.statfs()
@@ -191,17 +204,34 @@ func (s *session) open(f *fields, b *buffer) error {
 	if err != nil {
 		return err
 	}
-	h := &handle{f: file, path: path, flags: flags &^ (unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC), append: flags&unix.O_APPEND != 0}
-	s.mu.Lock()
-	if s.handles[id] != nil {
-		s.mu.Unlock()
-		_ = file.Close()
-		return unix.EINVAL
+	if err := s.opened(id, path, file, flags); err != nil {
+		return err
 	}
-	s.handles[id] = h
-	s.mu.Unlock()
 	s.told(path, &a, watched)
 	b.attr(a)
+	return nil
+}
+
+// opened notes an open file under the id that the client chose. A client that lost
+// its connection while it opened its files again begins anew: then the same file
+// is there already.
+func (s *session) opened(id uint64, path string, file *os.File, flags uint32) error {
+	h := &handle{f: file, path: path, flags: flags &^ (unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC), append: flags&unix.O_APPEND != 0}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.handles[id]
+	if old == nil {
+		s.handles[id] = h
+		return nil
+	}
+	defer file.Close()
+	was, err := s.ops.root.attr(int(old.f.Fd()))
+	if err != nil {
+		return err
+	}
+	if is, err := s.ops.root.attr(int(file.Fd())); err != nil || !is.SameFile(was) || old.flags != h.flags {
+		return unix.EINVAL
+	}
 	return nil
 }
 

@@ -175,18 +175,26 @@ func (o *ops) rename(from, to string, flags uint32) error {
 	})
 }
 
-func (o *ops) readlink(path string) (s string, err error) {
+// readlink tells which link it read too: names change hands.
+func (o *ops) readlink(path string) (s string, a Attr, err error) {
 	fd, err := o.root.open(path, unix.O_PATH, 0)
 	err = with(fd, err, func(fd int) error {
-		b := make([]byte, maxPath)
-		n, err := unix.Readlinkat(fd, "", b)
-		if err == unix.ENOENT { // what an O_PATH file that is no link answers
-			err = unix.EINVAL
+		if a, err = o.root.attr(fd); err == nil {
+			s, err = target(fd)
 		}
-		s = string(b[:max(n, 0)])
 		return err
 	})
-	return s, err
+	return s, a, err
+}
+
+// target of a link that is open with O_PATH.
+func target(fd int) (string, error) {
+	b := make([]byte, maxPath)
+	n, err := unix.Readlinkat(fd, "", b)
+	if err == unix.ENOENT { // what an O_PATH file that is no link answers
+		err = unix.EINVAL
+	}
+	return string(b[:max(n, 0)]), err
 }
 
 // setattr changes f, or what lies at path when f is nil.

@@ -8,7 +8,7 @@ import (
 
 const (
 	magic   = "berth.files"
-	version = 1
+	version = 2
 )
 
 type op byte
@@ -44,6 +44,7 @@ const (
 	opSeek
 	opSyncdir
 	opBye // the client will not come back: its session ends with its connections
+	opRecall
 	opLast
 )
 
@@ -51,7 +52,7 @@ const (
 // a request that is sent again is not done again.
 func (o op) changes() bool {
 	switch o {
-	case opOpen, opSetattr, opWrite, opRelease, opMkdir, opUnlink, opRmdir, opRename, opSymlink, opLink, opMknod, opSetxattr, opRemovexattr, opAllocate:
+	case opOpen, opRecall, opSetattr, opWrite, opRelease, opMkdir, opUnlink, opRmdir, opRename, opSymlink, opLink, opMknod, opSetxattr, opRemovexattr, opAllocate:
 		return true
 	}
 	return false
@@ -209,6 +210,7 @@ type Info struct {
 	Super    bool // the server runs as root: it sets the owners of new files
 	// Resumed: the session was found, open files are still open.
 	Resumed bool
+	session string
 	boot    string
 }
 

@@ -85,6 +85,12 @@ func (r *rig) setAway(a bool) {
 	r.mu.Unlock()
 }
 
+func (r *rig) connected() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.conns) > 0
+}
+
 func (r *rig) client(o Options) *Client {
 	r.t.Helper()
 	o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr) }
@@ -161,7 +167,7 @@ func TestConfinement(t *testing.T) {
 		if a, err := o.stat("file"); err != nil || a.Mode&syscall.S_IFMT != syscall.S_IFLNK {
 			t.Errorf("stat of a link: %v %v", a, err)
 		}
-		if s, err := o.readlink("file"); err != nil || s != outside+"/s" {
+		if s, _, err := o.readlink("file"); err != nil || s != outside+"/s" {
 			t.Errorf("readlink: %q %v", s, err)
 		}
 		if b, _ := os.ReadFile(outside + "/s"); string(b) != "outside" {
@@ -395,7 +401,7 @@ func TestPush(t *testing.T) {
 	// As kubelet updates a ConfigMap.
 	must(t, os.Mkdir(r.dir+"/..1", 0o755))
 	must(t, os.Symlink("..1", r.dir+"/..data"))
-	if s, err := c.Readlink(ctx, "..data"); err != nil || s != "..1" {
+	if s, _, err := c.Readlink(ctx, "..data"); err != nil || s != "..1" {
 		t.Fatal(s, err)
 	}
 	_, err = c.Stat(ctx, "..data")
@@ -403,8 +409,105 @@ func TestPush(t *testing.T) {
 	must(t, os.Symlink("..2", r.dir+"/..tmp"))
 	must(t, os.Rename(r.dir+"/..tmp", r.dir+"/..data"))
 	expect("..data")
-	if s, _ := c.Readlink(ctx, "..data"); s != "..2" {
+	if s, _, _ := c.Readlink(ctx, "..data"); s != "..2" {
 		t.Errorf("link is %q", s)
+	}
+}
+
+// A file whose name the client took can be had by its identity for a moment, and
+// only by who took it.
+func TestRecall(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	c, other := r.client(Options{}), r.client(Options{})
+	must(t, os.WriteFile(r.dir+"/old", []byte("old"), 0o600))
+	must(t, os.WriteFile(r.dir+"/new", []byte("new"), 0o600))
+	must(t, os.Symlink("there", r.dir+"/link"))
+	old, err := c.Stat(ctx, "old")
+	must(t, err)
+	link, err := c.Stat(ctx, "link")
+	must(t, err)
+	if _, _, err := c.Recall(ctx, old); err != syscall.ESTALE {
+		t.Errorf("a file that has its name: %v", err)
+	}
+	must(t, c.Rename(ctx, "new", "old", 0))
+	must(t, c.Unlink(ctx, "link"))
+	if a, _, err := c.Recall(ctx, old); err != nil || !a.SameFile(old) || a.Nlink != 0 {
+		t.Errorf("replaced: %+v %v", a, err)
+	}
+	if _, to, err := c.Recall(ctx, link); err != nil || to != "there" {
+		t.Errorf("unlinked link: %q %v", to, err)
+	}
+	f, err := c.Reopen(ctx, old, syscall.O_RDWR)
+	must(t, err)
+	if b, err := f.ReadAsync(0, 10).Data(ctx); err != nil || string(b) != "old" {
+		t.Errorf("read %q %v", b, err)
+	}
+	if _, err := f.WriteAsync(0, []byte("OLD")).Written(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Reopen(ctx, link, 0); err != syscall.EINVAL {
+		t.Errorf("a link opened: %v", err)
+	}
+	if _, _, err := other.Recall(ctx, old); err != syscall.ESTALE {
+		t.Errorf("another client: %v", err)
+	}
+	if _, err := c.Stat(ctx, "gone"); err != syscall.ENOENT {
+		t.Error(err)
+	}
+	if err := c.Unlink(ctx, "gone"); err != syscall.ENOENT {
+		t.Error(err)
+	}
+	// They are given up, the oldest first, so that the disk gets its room back.
+	for range lostMax {
+		must(t, os.WriteFile(r.dir+"/x", nil, 0o600))
+		must(t, c.Unlink(ctx, "x"))
+	}
+	if _, _, err := c.Recall(ctx, old); err != syscall.ESTALE {
+		t.Errorf("after many more: %v", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.srv.sessions {
+		s.lost.mu.Lock()
+		for i := range s.lost.all {
+			s.lost.all[i].at = time.Now().Add(-lostKeep)
+		}
+		s.lost.mu.Unlock()
+		s.lost.expire()
+		if n := len(s.lost.all); n != 0 {
+			t.Errorf("%d kept after their time", n)
+		}
+	}
+}
+
+// A server takes over, and connections end while the client opens its files there
+// again: in the end each is open.
+func TestCutWhileReopening(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	c := r.client(Options{})
+	var all []*File
+	for i := range 200 {
+		n := strings.Repeat("x", 1+i)
+		must(t, os.WriteFile(r.dir+"/"+n, []byte{byte(i)}, 0o600))
+		f, err := c.Open(ctx, at(n), syscall.O_RDONLY, 0, Owner{})
+		must(t, err)
+		all = append(all, f)
+	}
+	for range 10 {
+		r.restart()
+		for range 4 {
+			r.cut()
+			for !r.connected() {
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+		for i, f := range all {
+			if b, err := f.ReadAsync(0, 2).Data(ctx); err != nil || len(b) != 1 || b[0] != byte(i) {
+				t.Fatalf("file %d: %v %v", i, b, err)
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -174,7 +175,7 @@ func newSession(s *Server, r Root, readOnly bool) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &session{keep: s.Keep, log: s.log, ops: &ops{root: rt, super: os.Geteuid() == 0}, users: 1,
+	x := &session{id: rand.Text(), keep: s.Keep, log: s.log, ops: &ops{root: rt, super: os.Geteuid() == 0}, users: 1,
 		readOnly: r.ReadOnly || readOnly, handles: map[uint64]*handle{}, done: map[uint64][]byte{}, running: map[uint64]bool{},
 		slots: make(chan struct{}, 64)}
 	var vfs unix.Statfs_t

@@ -19,10 +19,12 @@ import (
 // Requests run side by side, up to 64 at a time, but for those on one open file
 // that are not reads: they run in the order in which they arrived.
 type session struct {
+	id       string // another one knows nothing of this one's files
 	keep     time.Duration
 	log      *slog.Logger
 	ops      *ops
 	watch    *watcher
+	lost     lost
 	readOnly bool
 	gone     func()
 	slots    chan struct{}
@@ -99,6 +101,7 @@ func (s *session) close() {
 	for _, h := range s.handles {
 		_ = h.f.Close()
 	}
+	s.lost.close()
 	s.ops.root.close()
 }
 
@@ -119,7 +122,7 @@ func (s *session) serve(conn net.Conn, resumed bool) error {
 	r.bool(s.readOnly)
 	r.bool(s.watch != nil)
 	r.bool(s.ops.super)
-	r.bool(resumed)
+	r.str(s.id)
 	r.str(bootID())
 	out.send(frame{head: r}.seal())
 

@@ -70,13 +70,9 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		}
 	}
 	if h.body == nil {
-		f, err := n.m.c.Open(ctx, n.path, flags&^(syscall.O_CREAT|syscall.O_EXCL), 0, files.Owner{})
+		f, err := n.openFile(ctx, flags&^(syscall.O_CREAT|syscall.O_EXCL))
 		if err != nil {
 			return nil, 0, errno(err)
-		}
-		if !n.is(f.Attr) {
-			f.Close()
-			return nil, 0, syscall.ESTALE // the kernel looks the name up again
 		}
 		h.file, a = f, f.Attr
 		if flags&syscall.O_TRUNC != 0 {
@@ -95,6 +91,35 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	}
 	n.pages = a
 	return h, keep, 0
+}
+
+// openFile opens n on the server by its path or, if that has become another's since
+// the kernel looked it up, as the file that it was. ESTALE makes the kernel look the
+// name up again, but only once: a program that replaces a file in a loop would
+// show it to those who open it.
+func (n *node) openFile(ctx context.Context, flags uint32) (*files.File, error) {
+	f, err := n.m.c.Open(ctx, n.path, flags, 0, files.Owner{})
+	if err == nil && n.is(f.Attr) {
+		return f, nil
+	}
+	if err == nil {
+		f.Close()
+		err = syscall.ESTALE
+	}
+	switch err {
+	case syscall.ESTALE, syscall.ENOENT, syscall.ELOOP, syscall.EISDIR, syscall.EINVAL:
+		if f, rerr := n.m.c.Reopen(ctx, n.seen(), flags); rerr == nil {
+			return f, nil
+		}
+	}
+	return nil, err
+}
+
+// seen is what was last known of the file.
+func (n *node) seen() files.Attr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.attr
 }
 
 // small gets the whole of a small file: read ahead already, or now, alone or, if

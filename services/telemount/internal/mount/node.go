@@ -325,7 +325,8 @@ func (n *node) stat(ctx context.Context, h *handle) (files.Attr, syscall.Errno) 
 		a.Nlink = 0
 		return a, 0
 	}
-	return files.Attr{}, syscall.ESTALE
+	a, _, err := n.m.c.Recall(ctx, n.seen())
+	return a, errno(err)
 }
 
 // Access is asked for where this kernel does not check by itself: whoever asks, it
@@ -393,19 +394,24 @@ func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 	t := n.target
 	n.mu.Unlock()
 	if t == "" {
-		p, ok := n.path()
-		if !ok {
-			return nil, syscall.ESTALE
+		var a files.Attr
+		err := error(syscall.ESTALE)
+		if p, ok := n.path(); ok {
+			t, a, err = n.m.c.Readlink(ctx, p)
 		}
-		var err error
-		if t, err = n.m.c.Readlink(ctx, p); err != nil {
+		if err != nil || !n.is(a) { // the name is another's by now
+			if _, rt, rerr := n.m.c.Recall(ctx, n.seen()); rerr == nil {
+				t, err = rt, nil
+			} else if err == nil || err == syscall.EINVAL {
+				err = syscall.ESTALE
+			}
+		}
+		if err != nil {
 			return nil, errno(err)
 		}
-		if a, err := n.m.c.Stat(ctx, p); err == nil && n.is(a) {
-			n.mu.Lock()
-			n.target = t
-			n.mu.Unlock()
-		}
+		n.mu.Lock()
+		n.target = t
+		n.mu.Unlock()
 	}
 	return []byte(t), 0
 }

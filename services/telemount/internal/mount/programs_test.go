@@ -174,6 +174,60 @@ m[5]=ord("X"); m.flush(); m.close()`
 	}
 }
 
+// Who opens a name finds a file, old or new, however fast it is replaced.
+func TestOpenWhileReplaced(t *testing.T) {
+	r := newRig(t, "")
+	m := r.mount(r.options())
+	name := filepath.Join(m, "x")
+	must(t, os.WriteFile(name, []byte("first"), 0o644))
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var writers error
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for i := 0; writers == nil; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			tmp := filepath.Join(m, fmt.Sprint("tmp", i))
+			if i%2 == 0 {
+				writers = os.WriteFile(tmp, bytes.Repeat([]byte("y"), 1+i%3*100_000), 0o644)
+			} else if writers = os.WriteFile(tmp+".to", []byte("z"), 0o644); writers == nil {
+				writers = os.Symlink(filepath.Base(tmp)+".to", tmp)
+			}
+			if writers == nil {
+				writers = os.Rename(tmp, name)
+			}
+		}
+	}()
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for range 500 {
+				f, err := os.Open(name)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := f.Stat(); err != nil {
+					t.Error(err)
+				}
+				if b, err := io.ReadAll(f); err != nil || len(b) == 0 {
+					t.Errorf("%d bytes, %v", len(b), err)
+				}
+				f.Close()
+			}
+		})
+	}
+	readers.Wait()
+	close(stop)
+	wg.Wait()
+	must(t, writers)
+}
+
 func TestAppendFromTwo(t *testing.T) {
 	r := newRig(t, "")
 	ds := []string{r.mount(r.options()), r.mount(r.options())}
