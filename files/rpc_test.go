@@ -12,53 +12,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth.dev/files/filestest"
 )
 
 // rig is a server on loopback TCP that can be cut and replaced.
 type rig struct {
-	t    *testing.T
-	dir  string
-	ro   bool
-	addr string
+	*filestest.Listener
+	t   *testing.T
+	dir string
+	ro  bool
 
-	mu    sync.Mutex
-	srv   *Server
-	away  bool
-	conns map[net.Conn]bool
+	mu  sync.Mutex
+	srv *Server
 }
 
 func newRig(t *testing.T) *rig {
-	r := &rig{t: t, dir: t.TempDir(), conns: map[net.Conn]bool{}}
+	r := &rig{t: t, dir: t.TempDir()}
 	r.restart()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.addr = ln.Addr().String()
-	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			r.mu.Lock()
-			srv := r.srv
-			if r.away {
-				_ = c.Close()
-				r.mu.Unlock()
-				continue
-			}
-			r.conns[c] = true
-			r.mu.Unlock()
-			wg.Add(1)
-			go func() { defer wg.Done(); _ = srv.Serve(context.Background(), c) }()
-		}
-	}()
-	t.Cleanup(func() { ln.Close(); r.cut(); r.srv.Close(); wg.Wait() })
+	r.Listener = filestest.Listen(t, func(c net.Conn) { _ = r.server().Serve(context.Background(), c) })
+	t.Cleanup(func() { r.server().Close() })
 	return r
+}
+
+func (r *rig) server() *Server {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.srv
 }
 
 func (r *rig) restart() {
@@ -70,30 +50,9 @@ func (r *rig) restart() {
 	r.srv = NewServer(Export{Roots: []Root{{Path: r.dir, ReadOnly: r.ro}}}, TokenIs("secret"), nil)
 }
 
-func (r *rig) cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for c := range r.conns {
-		_ = c.Close()
-		delete(r.conns, c)
-	}
-}
-
-func (r *rig) setAway(a bool) {
-	r.mu.Lock()
-	r.away = a
-	r.mu.Unlock()
-}
-
-func (r *rig) connected() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.conns) > 0
-}
-
 func (r *rig) client(o Options) *Client {
 	r.t.Helper()
-	o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr) }
+	o.Dial = r.Dial
 	if o.Token == "" {
 		o.Token = "secret"
 	}
@@ -114,7 +73,7 @@ var ctx = context.Background()
 
 func TestRefusals(t *testing.T) {
 	r := newRig(t)
-	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr) }
+	dial := r.Dial
 	for _, x := range []struct {
 		name, token, root string
 		want              syscall.Errno
@@ -248,7 +207,7 @@ func TestCut(t *testing.T) {
 			case <-stop:
 				return
 			case <-time.After(15 * time.Millisecond):
-				r.cut()
+				r.Cut()
 			}
 		}
 	}()
@@ -283,7 +242,7 @@ func TestGoodbye(t *testing.T) {
 		return len(r.srv.sessions)
 	}
 	c := r.client(Options{})
-	r.cut()
+	r.Cut()
 	if _, err := c.Stat(ctx, ""); err != nil || sessions() != 1 {
 		t.Errorf("after a cut: %v, %d sessions", err, sessions())
 	}
@@ -311,9 +270,9 @@ func TestRestart(t *testing.T) {
 	must(t, err)
 	other, err := c.Open(ctx, at("other"), syscall.O_RDONLY, 0, Owner{})
 	must(t, err)
-	r.setAway(true)
+	r.SetAway(true)
 	r.restart()
-	r.cut()
+	r.Cut()
 	must(t, os.WriteFile(r.dir+"/new", []byte("wrong"), 0o600))
 	must(t, os.Rename(r.dir+"/new", r.dir+"/other"))
 	read := make(chan string, 1)
@@ -329,7 +288,7 @@ func TestRestart(t *testing.T) {
 		t.Fatalf("read without a server: %q", s)
 	case <-time.After(100 * time.Millisecond):
 	}
-	r.setAway(false)
+	r.SetAway(false)
 	if s := <-read; s != "same" {
 		t.Errorf("read after restart: %q", s)
 	}
@@ -342,8 +301,8 @@ func TestRestart(t *testing.T) {
 func TestAwayTooLong(t *testing.T) {
 	r := newRig(t)
 	c := r.client(Options{Timeout: 300 * time.Millisecond})
-	r.setAway(true)
-	r.cut()
+	r.SetAway(true)
+	r.Cut()
 	t0 := time.Now()
 	if _, err := c.Stat(ctx, ""); err != syscall.EIO || time.Since(t0) < 200*time.Millisecond || time.Since(t0) > 3*time.Second {
 		t.Errorf("%v after %v", err, time.Since(t0))
@@ -352,7 +311,7 @@ func TestAwayTooLong(t *testing.T) {
 	if _, err := c.Stat(ctx, ""); err != syscall.EIO || time.Since(t0) > 100*time.Millisecond {
 		t.Errorf("second call: %v after %v", err, time.Since(t0))
 	}
-	r.setAway(false)
+	r.SetAway(false)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		if _, err := c.Stat(ctx, ""); err == nil {
@@ -498,8 +457,8 @@ func TestCutWhileReopening(t *testing.T) {
 	for range 10 {
 		r.restart()
 		for range 4 {
-			r.cut()
-			for !r.connected() {
+			r.Cut()
+			for !r.Connected() {
 				time.Sleep(100 * time.Microsecond)
 			}
 		}

@@ -392,13 +392,13 @@ func TestServerRestarts(t *testing.T) {
 				return
 			case <-time.After(40 * time.Millisecond):
 			}
-			r.setAway(true)
+			r.SetAway(true)
 			if i%2 == 0 {
 				r.restart()
 			}
-			r.cut()
+			r.Cut()
 			time.Sleep(10 * time.Millisecond)
-			r.setAway(false)
+			r.SetAway(false)
 		}
 	}()
 	work.Add(2)
@@ -459,13 +459,13 @@ func TestServerAway(t *testing.T) {
 	o := r.options()
 	o.Timeout = 500 * time.Millisecond
 	d := r.mount(o)
-	r.setAway(true)
-	r.cut()
+	r.SetAway(true)
+	r.Cut()
 	t0 := time.Now()
 	if _, err := os.ReadDir(d); !errors.Is(err, syscall.EIO) || time.Since(t0) > 3*time.Second {
 		t.Errorf("%v after %v, want EIO after 0.5 s", err, time.Since(t0))
 	}
-	r.setAway(false)
+	r.SetAway(false)
 	eventually(t, "it comes back", func() bool { b, _ := os.ReadFile(d + "/f"); return string(b) == "x" })
 }
 

@@ -10,19 +10,18 @@ import (
 	"time"
 
 	"berth.dev/files"
+	"berth.dev/files/filestest"
 )
 
 // rig is a file server on loopback TCP that can be cut, replaced and kept away,
 // and mounts of it.
 type rig struct {
-	t    testing.TB
-	dir  string
-	addr string
+	*filestest.Listener
+	t   testing.TB
+	dir string
 
-	mu    sync.Mutex
-	srv   *files.Server
-	away  bool
-	conns map[net.Conn]bool
+	mu  sync.Mutex
+	srv *files.Server
 }
 
 func needFUSE(t testing.TB) {
@@ -38,37 +37,17 @@ func newRig(t testing.TB, dir string) *rig {
 	if dir == "" {
 		dir = t.TempDir()
 	}
-	r := &rig{t: t, dir: dir, conns: map[net.Conn]bool{}}
+	r := &rig{t: t, dir: dir}
 	r.restart()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.addr = ln.Addr().String()
-	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			r.mu.Lock()
-			srv := r.srv
-			if r.away {
-				_ = c.Close()
-				r.mu.Unlock()
-				continue
-			}
-			r.conns[c] = true
-			r.mu.Unlock()
-			wg.Add(1)
-			go func() { defer wg.Done(); _ = srv.Serve(context.Background(), c) }()
-		}
-	}()
-	t.Cleanup(func() { ln.Close(); r.cut(); r.srv.Close(); wg.Wait() })
+	r.Listener = filestest.Listen(t, func(c net.Conn) { _ = r.server().Serve(context.Background(), c) })
+	t.Cleanup(func() { r.server().Close() })
 	return r
+}
+
+func (r *rig) server() *files.Server {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.srv
 }
 
 func (r *rig) restart() {
@@ -80,25 +59,8 @@ func (r *rig) restart() {
 	r.srv = files.NewServer(files.Export{Roots: []files.Root{{Path: r.dir}}}, files.TokenIs("secret"), nil)
 }
 
-func (r *rig) cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for c := range r.conns {
-		_ = c.Close()
-		delete(r.conns, c)
-	}
-}
-
-func (r *rig) setAway(a bool) {
-	r.mu.Lock()
-	r.away = a
-	r.mu.Unlock()
-}
-
 func (r *rig) options() files.Options {
-	return files.Options{Token: "secret", Root: r.dir, Dial: func(ctx context.Context) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", r.addr)
-	}}
+	return files.Options{Token: "secret", Root: r.dir, Dial: r.Dial}
 }
 
 // mount returns the mount point.
