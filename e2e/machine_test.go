@@ -165,18 +165,57 @@ func testKilledOnHost(t *testing.T, m *rig.Machine) {
 }
 
 // A route that is there already is not taken over: it is named, and so is the way
-// around it.
+// around it, by which both are reached.
 func testRoutesOfOthers(t *testing.T, m *rig.Machine) {
 	t.Helper()
-	for _, c := range []string{"ip link add vpn0 type bridge", "ip link set vpn0 up", "ip route add 10.0.0.0/8 dev vpn0"} {
+	for _, c := range []string{"ip link add vpn0 type bridge", "ip link set vpn0 up", "ip address add 10.0.0.1/32 dev vpn0", "ip route add 10.0.0.0/8 dev vpn0"} {
 		if out, err := m.Run("sh", "-c", c); err != nil {
 			t.Fatalf("%s: %v: %s", c, err, out)
 		}
 	}
 	t.Cleanup(func() { _, _ = m.Run("ip", "link", "delete", "vpn0") })
 	r := m.Ctl.Run(t, "connect")
-	if r.Code != 1 || !strings.Contains(r.Stderr, "10.0.0.0/8 by vpn0") || !strings.Contains(r.Stderr, "try: ctl connect --never-proxy 10.") {
+	if r.Code != 1 || !strings.Contains(r.Stderr, "10.0.0.0/8 by vpn0") || !strings.Contains(r.Stderr, "try: ctl connect --vnat auto") {
 		t.Errorf("%v", r)
 	}
 	names(t, m)
+
+	before := m.Snapshot()
+	m.Ctl.Must(t, "connect", "--vnat", "auto")
+	if out, err := m.Run("getent", "hosts", "frontend-v1"); err != nil || !strings.HasPrefix(out, "240.") {
+		t.Errorf("frontend-v1 is to have a virtual address: %v: %s", err, out)
+	}
+	for _, url := range []string{"http://frontend-v1", "http://frontend-v1.default.svc.cluster.local"} {
+		if body := fetch(t, m, url); !strings.HasPrefix(body, "frontend v1\n") {
+			t.Errorf("%s: %q", url, body)
+		}
+	}
+	type status struct {
+		Connections []struct {
+			Virtual []struct{ Cluster, Here string }
+		}
+	}
+	st := rig.Lines[status](t, m.Ctl.Must(t, "status", "--output", "json").Stdout)
+	if v := st[0].Connections[0].Virtual; len(v) == 0 || !strings.HasPrefix(v[0].Cluster, "10.") || !strings.HasPrefix(v[0].Here, "240.") {
+		t.Errorf("status: %+v", st)
+	}
+	// A command has the addresses of services in its environment, and reaches them.
+	r = m.Ctl.Must(t, "ingest", "frontend-v1", "--", "sh", "-c", "echo $KUBERNETES_SERVICE_HOST; curl -sk -m 10 https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/livez")
+	if !strings.HasPrefix(r.Stdout, "240.") || !strings.HasSuffix(r.Stdout, "ok") {
+		t.Errorf("%v", r)
+	}
+	if out, err := m.Run("ip", "route", "get", "10.96.0.1"); err != nil || !strings.Contains(out, "dev vpn0") {
+		t.Errorf("the VPN's address: %v: %s", err, out)
+	}
+	// So does a handler in a container of the machine's engine.
+	p := m.Ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
+	if body := answers(t, time.Minute, "frontend v2"); !strings.Contains(body, "backend: hello from the backend") {
+		t.Errorf("%q", body)
+	}
+	m.Ctl.Must(t, "quit")
+	p.Wait(t, time.Minute)
+	restored(t)
+	if d := before.Diff(m.Snapshot()); d != "" {
+		t.Errorf("quit left the machine changed:\n%s", d)
+	}
 }

@@ -94,10 +94,17 @@ type OpenConnection struct {
 	Networks         []string        `json:"networks,omitempty"` // Docker networks from which the API server is reached
 	AlsoProxy        []string        `json:"alsoProxy,omitempty"`
 	NeverProxy       []string        `json:"neverProxy,omitempty"`
-	Expose           []string        `json:"expose,omitempty"`
-	Hostname         string          `json:"hostname,omitempty"`
-	Client           string          `json:"client"` // user@host
+	// Virtual are subnets of the cluster (CIDR) that are to have virtual addresses
+	// here, since their own are somebody else's; "auto": those that are.
+	Virtual  []string `json:"virtual,omitempty"`
+	Expose   []string `json:"expose,omitempty"`
+	Hostname string   `json:"hostname,omitempty"`
+	Client   string   `json:"client"` // user@host
 }
+
+// VirtualAuto in OpenConnection.Virtual means the subnets whose addresses are
+// somebody else's here.
+const VirtualAuto = "auto"
 
 // CloseConnection ends a connection, by id.
 type CloseConnection struct {
@@ -274,7 +281,9 @@ type Connection struct {
 	Manager    string       `json:"managerVersion,omitempty"`
 	Transport  string       `json:"transport,omitempty"`
 	Subnets    []string     `json:"subnets,omitempty"`
-	Resolver   string       `json:"resolver,omitempty"` // address of the DNS server at the VIF
+	// Virtual are those of the cluster's subnets that have other addresses here.
+	Virtual  []event.VirtualSubnet `json:"virtual,omitempty"`
+	Resolver string                `json:"resolver,omitempty"` // address of the DNS server at the VIF
 }
 
 // Engagement is an engagement's record.
@@ -533,6 +542,7 @@ type OpenTunnel struct {
 	Direct           []string `json:"direct,omitempty"` // host:port to try before the API server
 	AlsoProxy        []string `json:"alsoProxy,omitempty"`
 	NeverProxy       []string `json:"neverProxy,omitempty"`
+	Virtual          []string `json:"virtual,omitempty"` // see OpenConnection
 }
 
 // VIFStatus is the reply of VIFState.

@@ -158,6 +158,15 @@ type TunnelLost struct {
 type InterfaceReady struct {
 	Interface string   `json:"interface"`
 	Subnets   []string `json:"subnets"` // routed into the cluster, CIDR
+	// Virtual are those of the cluster's subnets that have other addresses here.
+	Virtual []VirtualSubnet `json:"virtual,omitempty"`
+}
+
+// VirtualSubnet is a subnet of the cluster and the one of the same size that
+// stands for it here, CIDR.
+type VirtualSubnet struct {
+	Cluster string `json:"cluster"`
+	Here    string `json:"here"`
 }
 
 // DNSReady: cluster names resolve in the daemon's network.

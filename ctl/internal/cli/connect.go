@@ -33,6 +33,7 @@ type connectFlags struct {
 	manager    string
 	alsoProxy  usage.List
 	neverProxy usage.List
+	vnat       usage.List
 	expose     usage.List
 	hostname   string
 }
@@ -74,6 +75,7 @@ call connected is disconnected.`,
 	fs.StringVar(&f.manager, "manager-namespace", "", "`NAMESPACE` of the cluster side (default: berth)")
 	fs.Var(&f.alsoProxy, "also-proxy", "`CIDR` to route into the cluster beside its own; repeatable")
 	fs.Var(&f.neverProxy, "never-proxy", "`CIDR` never to route into the cluster; repeatable")
+	fs.Var(&f.vnat, "vnat", "`CIDR` of the cluster's whose addresses are taken here (by a VPN), for which virtual ones stand in; auto: all such; repeatable")
 	fs.Var(&f.expose, "expose", "`PORT` of the daemon container to publish, as docker run -p; repeatable")
 	fs.StringVar(&f.hostname, "hostname", "", "`HOSTNAME` of the daemon container")
 	fs.StringVar(&a.image, "image", "", "`IMAGE` of everything that runs here (default: berth:VERSION)")
@@ -242,7 +244,7 @@ func openRequest(f *connectFlags, t *kubeconfig.Target, reach kubeconfig.Reach) 
 	return command.OpenConnection{
 		ID: busclient.NewID("c"), Name: name, Context: t.Context, Namespace: t.Namespace,
 		ManagerNamespace: f.manager, Server: t.Server, Kubeconfig: cfg, Networks: reach.Networks,
-		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Expose: f.expose, Hostname: f.hostname, Client: whoami(),
+		AlsoProxy: f.alsoProxy, NeverProxy: f.neverProxy, Virtual: f.vnat, Expose: f.expose, Hostname: f.hostname, Client: whoami(),
 	}, nil
 }
 
@@ -373,6 +375,9 @@ func (a *App) connectProgress(e event.Envelope, start time.Time) {
 	}
 	if f, ok := event.Decode[event.InterfaceReady](e); ok {
 		a.stage(string(event.StageVIF), start, strings.Join(f.Subnets, " "))
+		for _, v := range f.Virtual {
+			a.print.Progress("  %-11s           %s stands for the cluster's %s", "", v.Here, v.Cluster)
+		}
 	}
 	if f, ok := event.Decode[event.DNSReady](e); ok {
 		a.stage(string(event.StageDNS), start, strings.Join(f.Search, " "))

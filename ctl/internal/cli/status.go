@@ -116,6 +116,11 @@ func (a *App) printStatus(st status) {
 		rows = append(rows, []string{c.Name, c.Context, c.Namespace, health(c), age(c.Since), dash(c.Transport), dash(c.Daemon)})
 	}
 	a.print.Table(rows)
+	for _, c := range st.Connections {
+		for _, v := range c.Virtual {
+			a.print.Result("%s: %s stands for the cluster's %s", c.Name, v.Here, v.Cluster)
+		}
+	}
 	if v := st.Volumes; v != nil && (v.Kind == "" || v.Reason != "") {
 		a.print.Result("volumes: %s (%s)", dash(v.Kind), v.Reason)
 	}

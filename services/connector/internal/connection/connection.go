@@ -109,15 +109,16 @@ const (
 type Input struct {
 	On        On
 	At        time.Time
-	Container string   // DaemonStarted
-	Pin       string   // VIFStarted
-	Server    string   // ClusterChecked: the API server's version
-	Manager   string   // ClusterChecked: the manager's version
-	Transport string   // TunnelOpened
-	Subnets   []string // InterfaceReady
-	Resolver  string   // DNSReady: the server's address
-	Healthy   bool     // HealthChanged
-	Cause     string   // CloseAsked
+	Container string                // DaemonStarted
+	Pin       string                // VIFStarted
+	Server    string                // ClusterChecked: the API server's version
+	Manager   string                // ClusterChecked: the manager's version
+	Transport string                // TunnelOpened
+	Subnets   []string              // InterfaceReady
+	Virtual   []event.VirtualSubnet // InterfaceReady
+	Resolver  string                // DNSReady: the server's address
+	Healthy   bool                  // HealthChanged
+	Cause     string                // CloseAsked
 	Error     *fault.Error
 }
 
@@ -135,6 +136,7 @@ type State struct {
 	Manager   string
 	Transport string
 	Subnets   []string
+	Virtual   []event.VirtualSubnet
 	Resolver  string
 	tunnel    bool
 	iface     bool
@@ -185,7 +187,7 @@ func (s State) learn(in Input) State {
 	case TunnelOpened:
 		s.tunnel, s.Transport = true, in.Transport
 	case InterfaceReady:
-		s.iface, s.Subnets = true, in.Subnets
+		s.iface, s.Subnets, s.Virtual = true, in.Subnets, in.Virtual
 	case DNSReady:
 		s.dns, s.Resolver = true, in.Resolver
 	case HealthChanged:

@@ -35,7 +35,7 @@ func (s State) Record() command.Connection {
 		ID: s.ID, Name: s.Requested.Name, Context: s.Requested.Context, Namespace: s.Requested.Namespace,
 		Server: s.Requested.Server, Phase: s.Stage.Phase(), Healthy: s.Healthy, Cause: s.Ill, Since: s.Since,
 		Daemon: s.Daemon, Options: s.Options, ServerInfo: s.Server, Manager: s.Manager,
-		Transport: s.Transport, Subnets: slices.Clone(s.Subnets), Resolver: s.Resolver,
+		Transport: s.Transport, Subnets: slices.Clone(s.Subnets), Virtual: slices.Clone(s.Virtual), Resolver: s.Resolver,
 	}
 	if s.Error != nil {
 		r.Healthy, r.Cause = false, s.Error
@@ -56,7 +56,7 @@ func InputOf(e event.Envelope) (in Input, ok bool) {
 	} else if d, is := event.Decode[event.TunnelOpened](e); is {
 		in.On, in.Transport = TunnelOpened, d.Transport
 	} else if d, is := event.Decode[event.InterfaceReady](e); is {
-		in.On, in.Subnets = InterfaceReady, d.Subnets
+		in.On, in.Subnets, in.Virtual = InterfaceReady, d.Subnets, d.Virtual
 	} else if d, is := event.Decode[event.DNSReady](e); is {
 		in.On, in.Resolver = DNSReady, d.Server
 	} else if d, is := event.Decode[event.VIFFailed](e); is {

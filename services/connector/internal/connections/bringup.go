@@ -165,7 +165,7 @@ func (l *Live) openTunnel() error {
 	}
 	_, err := bus.Call(l.forward, l.w.Bus, command.TunnelOpen, l.req.ID, command.OpenTunnel{
 		Access: access, ConnectionName: l.req.Name, Namespace: l.req.Namespace, Namespaces: namespaces, ManagerNamespace: l.req.ManagerNamespace,
-		Pin: info.Pin, Direct: info.Direct, AlsoProxy: l.req.AlsoProxy, NeverProxy: l.req.NeverProxy,
+		Pin: info.Pin, Direct: info.Direct, AlsoProxy: l.req.AlsoProxy, NeverProxy: l.req.NeverProxy, Virtual: l.req.Virtual,
 	})
 	return err
 }

@@ -33,8 +33,11 @@ func validate(req *command.OpenConnection) error {
 	if req.ManagerNamespace == "" {
 		req.ManagerNamespace = lease.DefaultNamespace
 	}
-	for flag, cidrs := range map[string][]string{"also-proxy": req.AlsoProxy, "never-proxy": req.NeverProxy} {
+	for flag, cidrs := range map[string][]string{"also-proxy": req.AlsoProxy, "never-proxy": req.NeverProxy, "vnat": req.Virtual} {
 		for _, c := range cidrs {
+			if flag == "vnat" && c == command.VirtualAuto {
+				continue
+			}
 			if _, err := netip.ParsePrefix(c); err != nil {
 				if _, err := netip.ParseAddr(c); err != nil {
 					return bad("", "--%s %s: neither a CIDR nor an address", flag, c)

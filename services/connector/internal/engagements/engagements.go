@@ -49,6 +49,7 @@ type Connection struct {
 	Name      string
 	Namespace string // connected
 	Resolver  string // address of the DNS server at the VIF
+	Virtual   []event.VirtualSubnet
 	Client    string // user@host
 	Filters   bool   // its manager knows filters
 	Cluster   *cluster.Cluster

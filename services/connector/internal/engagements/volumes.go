@@ -215,10 +215,13 @@ func (l *Live) read(ctx context.Context) (r remote, err error) {
 	return r, nil
 }
 
-// environment asks for what the container has, without what is not to be given.
+// environment asks for what the container has, without what is not to be given,
+// and with the cluster's addresses as they are here.
 func (l *Live) environment(ctx context.Context) (lease.Environment, error) {
 	env, err := l.plan.conn.Link.Environment(ctx, l.plan.req.ID)
-	return l.plan.secrets.mask(env), err
+	env = l.plan.secrets.mask(env)
+	env.Env = translateEnv(env.Env, l.plan.conn.Virtual)
+	return env, err
 }
 
 // createHandler is the command, complete.

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -105,6 +106,8 @@ type order struct {
 	namespace   string
 	namespaces  []string // of the cluster, as far as the user may list them
 	also, never []netip.Prefix
+	virtual     []netip.Prefix // of the cluster's, for which others are to stand
+	virtualAuto bool           // and for those that are somebody else's here
 }
 
 // New returns a connection that does nothing yet.
@@ -244,6 +247,11 @@ func (c *Connection) tunnelOpen(_ context.Context, req command.OpenTunnel) (comm
 		return command.Accepted{}, err
 	}
 	if o.never, err = prefixes("never-proxy", req.NeverProxy); err != nil {
+		return command.Accepted{}, err
+	}
+	named := slices.DeleteFunc(slices.Clone(req.Virtual), func(s string) bool { return s == command.VirtualAuto })
+	o.virtualAuto = len(named) < len(req.Virtual)
+	if o.virtual, err = prefixes("vnat", named); err != nil {
 		return command.Accepted{}, err
 	}
 	c.mu.Lock()

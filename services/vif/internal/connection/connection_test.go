@@ -80,10 +80,14 @@ func newManager(t *testing.T) *manager {
 	srv := &dns.Server{PacketConn: pc, NotifyStartedFunc: func() { close(started) }, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		r := new(dns.Msg)
 		r.SetReply(q)
-		if q.Question[0].Name == "backend.shop.svc.cluster.local." && q.Question[0].Qtype == dns.TypeA {
+		switch {
+		case q.Question[0].Name == "backend.shop.svc.cluster.local." && q.Question[0].Qtype == dns.TypeA:
 			rr, _ := dns.NewRR("backend.shop.svc.cluster.local. 5 IN A 10.96.0.7")
 			r.Answer = []dns.RR{rr}
-		} else {
+		case q.Question[0].Name == "7.0.96.10.in-addr.arpa.":
+			rr, _ := dns.NewRR("7.0.96.10.in-addr.arpa. 5 IN PTR backend.shop.svc.cluster.local.")
+			r.Answer = []dns.RR{rr}
+		default:
 			r.Rcode = dns.RcodeNameError
 		}
 		_ = w.WriteMsg(r)
@@ -453,7 +457,7 @@ func TestOverlap(t *testing.T) {
 	r.open()
 	next[event.TunnelOpened](r)
 	f := next[event.VIFFailed](r)
-	if f.Error.Stage != string(event.StageVIF) || !strings.Contains(f.Error.Message, "eth-test") || !strings.Contains(f.Error.Hint, "10.96.0.0/24") {
+	if f.Error.Stage != string(event.StageVIF) || !strings.Contains(f.Error.Message, "eth-test") || !strings.Contains(f.Error.Message, "--vnat 10.96.0.0/24") {
 		t.Errorf("%+v", f)
 	}
 	if _, err := netlink.LinkByName(iface); err == nil {

@@ -9,6 +9,7 @@ import (
 	"berth.dev/services/vif/internal/nstest"
 	"berth.dev/services/vif/internal/route"
 	"berth.dev/services/vif/internal/tun"
+	"berth.dev/services/vif/internal/virtual"
 	"berth.dev/tunnel"
 )
 
@@ -29,13 +30,39 @@ func TestInterfaceTaken(t *testing.T) {
 // What is in a machine's way is named, with what a user of the machine can do.
 func TestConflictsOnHost(t *testing.T) {
 	c := New(Config{OnHost: true, Interface: "berth0"})
-	lan := []route.Network{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.96.1.0/24")}}
-	w := &tunnel.Welcome{Subnets: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
-	f := fault.From(c.check(w, lan, &order{}))
-	if f == nil || f.Hint != "ctl connect --never-proxy 10.96.1.0/24" || strings.Contains(f.Message, "Docker network") || !strings.Contains(f.Message, "eth0") {
-		t.Errorf("%+v", f)
-	}
-	if err := c.check(w, lan, &order{never: []netip.Prefix{lan[0].Prefix}}); err != nil {
-		t.Error("given up, and refused all the same:", err)
+	lan := netip.MustParsePrefix("10.96.1.0/24")
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	for name, tc := range map[string]struct {
+		plane *plane
+		says  []string
+	}{
+		"a network": {&plane{networks: []route.Network{{Interface: "eth0", Prefix: lan}}}, []string{"10.96.1.0/24 on eth0", "--vnat 10.96.0.0/16", "--never-proxy 10.96.1.0/24", "--docker"}},
+		"a route":   {&plane{existing: []route.Route{{Interface: "tun0", Prefix: netip.MustParsePrefix("10.0.0.0/8")}}}, []string{"10.0.0.0/8 by tun0", "--vnat 10.96.0.0/16", "--never-proxy 10.96.0.0/16", "--also-proxy 10.96.0.0/16", "--docker"}},
+	} {
+		tc.plane.virtual = &virtual.Table{}
+		err := c.check(tc.plane, subnets, &order{})
+		f := fault.From(err)
+		if err == nil || f.Hint != "ctl connect --vnat auto" || strings.Contains(f.Message, "Docker network") {
+			t.Fatalf("%s: %+v", name, f)
+		}
+		for _, want := range tc.says {
+			if !strings.Contains(f.Message, want) {
+				t.Errorf("%s: %q does not say %q", name, f.Message, want)
+			}
+		}
+		if err := c.check(tc.plane, subnets, &order{never: subnets}); err != nil {
+			t.Errorf("%s: given up, and refused all the same: %v", name, err)
+		}
+		w := &tunnel.Welcome{Subnets: subnets}
+		if err := c.stand(tc.plane, w, &order{virtualAuto: true}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := c.check(tc.plane, tc.plane.virtual.Subnets(subnets), &order{}); err != nil {
+			t.Errorf("%s: virtual, and refused all the same: %v", name, err)
+		}
+		err = c.stand(tc.plane, w, &order{virtual: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}})
+		if f := fault.From(err); err == nil || f.Code != fault.InvalidArgument || !strings.Contains(f.Message, "10.96.0.0/16") {
+			t.Errorf("%s: a subnet that is not the cluster's: %v", name, err)
+		}
 	}
 }

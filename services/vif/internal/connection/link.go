@@ -3,8 +3,11 @@ package connection
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 
+	"berth.dev/services/vif/internal/netstack"
+	"berth.dev/services/vif/internal/virtual"
 	"berth.dev/tunnel"
 )
 
@@ -28,6 +31,17 @@ func (l *link) get() *tunnel.Session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.session
+}
+
+// translated opens streams to virtual addresses: the far side knows none.
+type translated struct {
+	opener netstack.Opener
+	table  *virtual.Table
+}
+
+func (t translated) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
+	h.Dst = netip.AddrPortFrom(t.table.Cluster(h.Dst.Addr()), h.Dst.Port())
+	return t.opener.Open(ctx, h)
 }
 
 // Open opens a stream, or fails at once without a tunnel.

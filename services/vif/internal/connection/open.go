@@ -170,6 +170,9 @@ func (c *Connection) keep(ctx context.Context, p *plane, s *tunnel.Session, serv
 		s = res.Session
 		serving = c.serve(ctx, s)
 		c.opened(ctx, res)
+		if err := c.stand(p, res.Welcome, c.current()); err != nil {
+			c.log.Warn("a subnet that is new has no virtual addresses", "err", err)
+		}
 		if changed, err := p.sync(res.Welcome, c.current()); err != nil {
 			return err
 		} else if changed {

@@ -20,6 +20,7 @@ import (
 	"berth.dev/services/vif/internal/netstack"
 	"berth.dev/services/vif/internal/route"
 	"berth.dev/services/vif/internal/tun"
+	"berth.dev/services/vif/internal/virtual"
 	"berth.dev/tunnel"
 )
 
@@ -37,13 +38,15 @@ type Terminator interface {
 // plane is what stands in the network namespace while a connection does: the
 // TUN with its routes, the terminator on it, and the DNS server.
 type plane struct {
-	log    *slog.Logger
-	dev    *tun.Device
-	stack  Terminator
-	dns    *dns.Server
-	table  *route.Table
-	resolv Resolver
-	server []netip.Addr // of the DNS server, IPv4 first
+	log   *slog.Logger
+	dev   *tun.Device
+	stack Terminator
+	dns   *dns.Server
+	table *route.Table
+	// virtual has the cluster's subnets that have other addresses here.
+	virtual *virtual.Table
+	resolv  Resolver
+	server  []netip.Addr // of the DNS server, IPv4 first
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -59,6 +62,7 @@ type plane struct {
 	welcome  *tunnel.Welcome
 	needed   []netip.Addr // what must stay out of the tunnel
 	networks []route.Network
+	existing []route.Route  // of others, as they were when the VIF was raised
 	subnets  []netip.Prefix // routed, the DNS server's aside
 }
 
@@ -76,20 +80,23 @@ func (c *Connection) raise(ctx context.Context, w *tunnel.Welcome) (*plane, erro
 		return nil, err
 	}
 	p := &plane{
-		log: c.log, resolv: c.cfg.Resolver, networks: networks, broken: make(chan struct{}),
+		log: c.log, resolv: c.cfg.Resolver, virtual: &virtual.Table{}, networks: networks, broken: make(chan struct{}),
 		needed: append(api, c.cfg.Resolver.Original().Servers...),
 	}
 	if a, err := netip.ParseAddrPort(c.cfg.Bus.NC.ConnectedAddr()); err == nil {
 		p.needed = append(p.needed, a.Addr().Unmap())
 	}
-	if err := c.check(w, networks, o); err != nil {
+	if p.existing, err = route.Existing(c.cfg.Interface, networks); err != nil {
 		return nil, err
 	}
 	if c.cfg.OnHost {
 		p.short = command.ShortNames
-		if err := c.checkRoutes(w, networks, o); err != nil {
-			return nil, err
-		}
+	}
+	if err := c.stand(p, w, o); err != nil {
+		return nil, err
+	}
+	if err := c.check(p, p.virtual.Subnets(w.Subnets), o); err != nil {
+		return nil, err
 	}
 	if p.dev, err = tun.Create(c.cfg.Interface, c.cfg.MTU); err != nil {
 		return nil, explainTUN(err)
@@ -115,43 +122,9 @@ func explainTUN(err error) error {
 	return err
 }
 
-// check turns an overlap into something to act on.
-func (c *Connection) check(w *tunnel.Welcome, networks []route.Network, o *order) error {
-	err := route.Check(w.Subnets, networks, o.never)
-	var conflict *route.ConflictError
-	if errors.As(err, &conflict) {
-		if c.cfg.OnHost {
-			return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Network.Prefix.String(),
-				"%v: do without the cluster's part of it (--never-proxy), or connect with --docker, where this machine's networks are not in the way", conflict)
-		}
-		return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Network.Prefix.String(),
-			"%v: give the Docker network another subnet, or do without the cluster's part of it", conflict)
-	}
-	return err
-}
-
-// checkRoutes refuses to take addresses from what this machine has a route for:
-// a VPN's, say. Who means it says so, by also-proxy.
-func (c *Connection) checkRoutes(w *tunnel.Welcome, networks []route.Network, o *order) error {
-	existing, err := route.Existing(c.cfg.Interface, networks)
-	if err != nil {
-		return err
-	}
-	var conflict *route.RouteConflictError
-	if err := route.CheckRoutes(w.Subnets, existing, slices.Concat(o.never, o.also)); errors.As(err, &conflict) {
-		return fault.New(fault.FailedPrecondition, "ctl connect --never-proxy "+conflict.Subnet.String(),
-			"%v, perhaps a VPN's: do without the cluster's addresses there (--never-proxy), or without the others (--also-proxy %s), or connect with --docker, where nothing of this machine's is in the way", conflict, conflict.Subnet)
-	}
-	return nil
-}
-
 // start brings the device up with its addresses, routes and terminator.
 func (p *plane) start(w *tunnel.Welcome, o *order, opener netstack.Opener) error {
-	taken := slices.Concat(w.Subnets, o.also)
-	for _, n := range p.networks {
-		taken = append(taken, n.Prefix)
-	}
-	a := route.Pick(taken)
+	a := route.Pick(p.taken(w, o))
 	set, err := route.Up(p.dev.Name(), a.Near, a.Near6)
 	if err != nil {
 		return err
@@ -168,7 +141,7 @@ func (p *plane) start(w *tunnel.Welcome, o *order, opener netstack.Opener) error
 	if _, err := p.sync(w, o); err != nil {
 		return err
 	}
-	stack, err := netstack.New(netstack.Config{Device: p.dev, Opener: opener, Local: p.server, Logger: p.log})
+	stack, err := netstack.New(netstack.Config{Device: p.dev, Opener: translated{opener, p.virtual}, Local: p.server, Logger: p.log})
 	if err != nil {
 		return err
 	}
@@ -191,7 +164,7 @@ func (p *plane) sync(w *tunnel.Welcome, o *order) (changed bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rules := route.Rules{
-		Include: slices.Concat(w.Subnets, o.also),
+		Include: slices.Concat(p.virtual.Subnets(w.Subnets), o.also),
 		Exclude: slices.Concat(o.never, hosts(p.needed)),
 	}
 	for _, n := range p.networks {
@@ -233,7 +206,7 @@ func (p *plane) zones(o *order) dns.Zones {
 	if domain == "" {
 		domain = "cluster.local"
 	}
-	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Namespaces: o.namespaces, Search: p.resolv.Original().Search, Short: p.short}
+	return dns.Zones{Domain: domain, Namespace: o.namespace, Subnets: p.subnets, Namespaces: o.namespaces, Search: p.resolv.Original().Search, Short: p.short, Virtual: p.virtual}
 }
 
 func (c *Connection) interfaceReady(ctx context.Context, p *plane) {
@@ -246,8 +219,12 @@ func (c *Connection) interfaceReady(ctx context.Context, p *plane) {
 	c.mu.Lock()
 	c.subnets = subnets
 	c.mu.Unlock()
-	c.log.Info("interface ready", "interface", p.dev.Name(), "subnets", subnets)
-	c.state(ctx, event.InterfaceReady{Interface: p.dev.Name(), Subnets: subnets})
+	var virtual []event.VirtualSubnet
+	for _, v := range p.virtual.Pairs() {
+		virtual = append(virtual, event.VirtualSubnet{Cluster: v.Cluster.String(), Here: v.Here.String()})
+	}
+	c.log.Info("interface ready", "interface", p.dev.Name(), "subnets", subnets, "virtual", virtual)
+	c.state(ctx, event.InterfaceReady{Interface: p.dev.Name(), Subnets: subnets, Virtual: virtual})
 }
 
 // startDNS serves names, makes sure that the cluster's arrive, and only then

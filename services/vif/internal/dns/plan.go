@@ -19,6 +19,8 @@ type Zones struct {
 	// the cluster's: x.tel2-search is x in the connected namespace. Empty, in a
 	// daemon container: the search list is a pod's.
 	Short string
+	// Virtual knows the addresses of the cluster's that are others here; nil: none.
+	Virtual Virtual
 }
 
 // search is the search list that makes short names work as in a pod of the namespace.

@@ -20,6 +20,7 @@ func (s *Server) resolve(ctx context.Context, q *dns.Msg) *dns.Msg {
 	z, servers := s.zones()
 	name := strings.ToLower(q.Question[0].Name)
 	p := z.Plan(name)
+	p.Cluster = z.asked(p.Cluster)
 	switch {
 	case p.Loopback:
 		return loopback(q)
@@ -28,14 +29,14 @@ func (s *Server) resolve(ctx context.Context, q *dns.Msg) *dns.Msg {
 	case p.Cluster == "":
 		return s.forward(ctx, q, 0)
 	case !p.Upstream:
-		r, err := s.ask(ctx, q, p.Cluster, servers, clusterTimeout)
+		r, err := s.ask(ctx, q, z, p.Cluster, servers, clusterTimeout)
 		if err != nil {
 			s.log.Debug("cluster name not resolved", "name", name, "err", err)
 			return failure(q, dns.RcodeServerFailure)
 		}
 		return rename(q, r, p.Cluster)
 	}
-	r, err := s.ask(ctx, q, p.Cluster, servers, bareTimeout)
+	r, err := s.ask(ctx, q, z, p.Cluster, servers, bareTimeout)
 	if err == nil && r.Rcode == dns.RcodeSuccess {
 		return rename(q, r, p.Cluster)
 	}
@@ -55,12 +56,16 @@ func (s *Server) resolve(ctx context.Context, q *dns.Msg) *dns.Msg {
 }
 
 // ask asks the cluster for name, which may be longer than the client's.
-func (s *Server) ask(ctx context.Context, q *dns.Msg, name string, servers []netip.Addr, limit time.Duration) (*dns.Msg, error) {
-	return s.cached(ctx, q, name, true, func(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
+func (s *Server) ask(ctx context.Context, q *dns.Msg, z Zones, name string, servers []netip.Addr, limit time.Duration) (*dns.Msg, error) {
+	r, err := s.cached(ctx, q, name, true, func(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		return s.cluster.exchange(ctx, servers, m)
 	})
+	if err == nil {
+		z.answered(r)
+	}
+	return r, err
 }
 
 // forward asks upstream, and passes on what it says, failures included. Where
