@@ -159,9 +159,11 @@ type Input struct {
 	Image     string // of a SwitchAsked
 	Mode      If     // of a SwitchAsked
 	By        string // what HandlerReady was told by
-	ExitCode  int
-	Cause     string
-	Error     *fault.Error
+	// Generation is whose HandlerReady, Resumed or SwitchFailed it is: see State.
+	Generation int
+	ExitCode   int
+	Cause      string
+	Error      *fault.Error
 }
 
 // State is the fold of an engagement's inputs. It is a value: Next returns a
@@ -208,6 +210,9 @@ func Begin(id string, r event.EngagementRequested, mode If, ports []event.Port, 
 func (s State) Next(in Input) (next State, say Say, do []Do, known bool) {
 	if in.On == HandlerExited && in.ID != "" && in.ID == s.Old {
 		return s, Nothing, nil, false // it had to, for another to take its place
+	}
+	if (in.On == HandlerReady || in.On == Resumed || in.On == SwitchFailed) && in.Generation != s.Generation {
+		return s, Nothing, nil, false // of a handler that another has the place of since it was asked for
 	}
 	next = s.learn(in)
 	for _, r := range Table {

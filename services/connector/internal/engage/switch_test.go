@@ -15,6 +15,9 @@ func feed(s State, ins ...Input) (State, []event.Data, []Do) {
 		if in.At.IsZero() {
 			in.At = t0
 		}
+		if in.Generation == 0 {
+			in.Generation = s.Generation
+		}
 		next, say, do, _ := s.Next(in)
 		s = next
 		if d := s.Fact(say); d != nil {
@@ -56,6 +59,8 @@ func TestSwitch(t *testing.T) {
 		{"it is not ready in time", []Input{asked, oldEnds, comes[0], comes[1], input(SwitchFailed), {On: HandlerExited, ID: "two"}}, "switch-failed", switchDo + ", await: handler ready, runner: handler-stop, await", Vacant},
 		{"asked twice", []Input{asked, asked}, "", switchDo, Switching},
 		{"tried again", append([]Input{asked, oldEnds, input(HandlerFailed), asked}, comes...), "switch-failed handler-switched", switchDo + ", " + switchDo + ", await: handler ready, vif: engage-resume", Active},
+		{"what belongs to the one before comes late", []Input{asked, oldEnds, comes[0], comes[1], input(HandlerFailed), asked,
+			{On: HandlerReady, Generation: 1}, {On: Resumed, Generation: 1}, {On: SwitchFailed, Generation: 1}}, "switch-failed", switchDo + ", await: handler ready, " + switchDo, Switching},
 		{"pods move meanwhile", []Input{asked, input(PodsChanged), input(HandlerFailed), input(PodsChanged)}, "pods-changed switch-failed pods-changed", switchDo, Vacant},
 		{"left meanwhile", []Input{asked, oldEnds, input(EndAsked), comes[0], input(HandlerGone), input(LeaseGone)}, "restoring ended", switchDo + ", " + undoDo + ", runner: handler-stop", Over},
 		{"left when there is no handler", []Input{asked, oldEnds, input(SwitchFailed), input(EndAsked), input(HandlerGone), input(LeaseGone)}, "switch-failed restoring ended", switchDo + ", runner: handler-stop, await, " + undoDo, Over},

@@ -48,8 +48,12 @@ func (l *Live) worker() {
 			if f.Stage == "" {
 				f.Stage = string(d)
 			}
-			if l.snapshot().Stage == engage.Switching {
-				l.put(engage.Input{On: engage.SwitchFailed, Error: &f})
+			s := l.snapshot()
+			if s.Generation != t.generation {
+				continue
+			}
+			if s.Stage == engage.Switching {
+				l.put(engage.Input{On: engage.SwitchFailed, Error: &f, Generation: t.generation})
 				l.settle(t)
 				continue
 			}
@@ -72,7 +76,7 @@ func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 		err = l.stopOld(ctx)
 	case engage.Resume:
 		if _, err = bus.Call(ctx, l.w.Bus, command.EngageResume, l.plan.conn.ID, command.EngagementRef{Engagement: id}); err == nil {
-			l.put(engage.Input{On: engage.Resumed})
+			l.put(engage.Input{On: engage.Resumed, Generation: t.generation})
 		}
 	case engage.Redirect:
 		err = l.redirect(ctx)
@@ -89,7 +93,7 @@ func (l *Live) step(ctx context.Context, t task, r *remote) (err error) {
 	case engage.AwaitReady:
 		var by string
 		if by, err = l.awaitReady(ctx, t.generation); err == nil {
-			l.put(engage.Input{On: engage.HandlerReady, By: by})
+			l.put(engage.Input{On: engage.HandlerReady, By: by, Generation: t.generation})
 		}
 	case engage.Divert:
 		err = l.patient(ctx, func(ctx context.Context) error {

@@ -79,8 +79,8 @@ func newRig(t *testing.T) *rig {
 			if err != nil {
 				t.Errorf("the service ended with %v", err)
 			}
-		case <-time.After(10 * time.Second):
-			t.Error("the service did not end within 10 s")
+		case <-time.After(bustest.Patience):
+			t.Error("the service did not end")
 		}
 	})
 	t.Cleanup(r.stop)
