@@ -27,7 +27,7 @@ import (
 
 // Patience is how long the helpers wait for what should come at once. It is
 // generous, since it passes only in a test that fails.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // Tester is the name of an identity with connector's rights, for the test itself.
 const Tester = "tester"

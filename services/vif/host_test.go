@@ -102,7 +102,7 @@ func TestStandby(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(bustest.StopWithin):
+	case <-time.After(bustest.Patience):
 		t.Error("runner has let go, and it does not end")
 	}
 	if b, _ := os.ReadFile(resolv); string(b) != "nameserver 192.0.2.53\n" {

@@ -49,8 +49,8 @@ func TestRun(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(bustest.StopWithin):
-		t.Error("not ended in time")
+	case <-time.After(bustest.Patience):
+		t.Error("not ended")
 	}
 }
 

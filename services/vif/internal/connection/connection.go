@@ -94,6 +94,8 @@ type Connection struct {
 	ctx       context.Context // of Run
 	order     *order          // accepted TunnelOpen, nil before
 	opening   bool            // somebody works on it
+	failing   bool            // and is stating that it has failed
+	reordered bool            // an order has come meanwhile
 	plane     *plane          // nil while the VIF is down
 	transport string
 	subnets   []string
@@ -256,9 +258,12 @@ func (c *Connection) tunnelOpen(_ context.Context, req command.OpenTunnel) (comm
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	already := c.opening
+	already := c.opening && !c.failing
 	c.order = o
-	if !already {
+	switch {
+	case c.failing:
+		c.reordered = true
+	case !already:
 		c.opening = true
 		c.group.Go(func() error { return c.open(c.ctx) })
 	}

@@ -192,8 +192,8 @@ func newRig(t *testing.T) *rig {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(bustest.StopWithin):
-			t.Errorf("not ended within %v", bustest.StopWithin)
+		case <-time.After(bustest.Patience):
+			t.Error("not ended")
 		}
 	})
 	t.Cleanup(r.stop)
@@ -261,12 +261,12 @@ func echo(t *testing.T) uint16 {
 
 func talk(t *testing.T, address string) {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", address, 5*time.Second)
+	c, err := net.DialTimeout("tcp", address, bustest.Patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(bustest.Patience))
 	_, _ = c.Write([]byte("hello"))
 	_ = c.(*net.TCPConn).CloseWrite()
 	if b, err := io.ReadAll(c); err != nil || string(b) != "hello" {

@@ -52,8 +52,10 @@ func (c *Connection) open(ctx context.Context) error {
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
-		c.plane, c.subnets = nil, nil
-		c.mu.Unlock()
+		defer c.mu.Unlock()
+		if c.plane == p { // not that of the next order
+			c.plane, c.subnets = nil, nil
+		}
 	}()
 	serving := c.serve(ctx, res.Session) // the far side may open streams from the first moment
 	if err := p.startDNS(ctx, c); err != nil {
@@ -72,15 +74,23 @@ func (c *Connection) open(ctx context.Context) error {
 	return nil
 }
 
-// failed states why, and makes way for another order.
+// failed states why, and makes way for another order. One that comes before the
+// statement has returned, of someone who has seen the fact, is taken up then.
 func (c *Connection) failed(ctx context.Context, f *fault.Error) {
+	c.mu.Lock()
+	c.failing = true
+	c.mu.Unlock()
 	if ctx.Err() == nil {
 		c.log.Error("stage failed", "stage", f.Stage, "err", f.Message)
 		c.state(ctx, event.VIFFailed{Error: *f})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.opening = false
+	c.failing, c.opening = false, c.reordered
+	if c.reordered {
+		c.reordered = false
+		c.group.Go(func() error { return c.open(ctx) })
+	}
 }
 
 // opened makes the session the one that flows use.

