@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/freeport"
 )
 
 func TestServe(t *testing.T) {
@@ -27,11 +28,7 @@ func TestServe(t *testing.T) {
 			go Serve(context.Background(), r)
 		}
 	}()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	l, u := freeport.Both(t)
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -43,11 +40,6 @@ func TestServe(t *testing.T) {
 		}
 	}()
 	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
-	u, err := net.ListenPacket("udp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.Close()
 	go func() {
 		buf := make([]byte, 100)
 		for {

@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/services/vif/internal/farside"
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/freeport"
 
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
@@ -54,14 +55,7 @@ func startNameserver(t *testing.T, records ...string) *nameserver {
 		k := strings.ToLower(rr.Header().Name)
 		zone[k] = append(zone[k], rr)
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, pc := freeport.Both(t)
 	n.addr = netip.MustParseAddrPort(pc.LocalAddr().String())
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		name := q.Question[0].Name
@@ -145,14 +139,7 @@ func newLab(t *testing.T) *lab {
 	l.Server = New(near, func() []netip.Addr { return []netip.Addr{l.up.addr.Addr()} }, slog.New(slog.DiscardHandler))
 	l.Server.upstream.port = fmt.Sprint(l.up.addr.Port())
 	l.SetCluster(testZones, []netip.Addr{netip.MustParseAddr("10.96.0.10")})
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tl, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	tl, pc := freeport.Both(t)
 	l.addr = pc.LocalAddr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

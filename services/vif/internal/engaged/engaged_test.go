@@ -14,6 +14,7 @@ import (
 
 	"berth.dev/services/vif/internal/farside"
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/freeport"
 
 	"go.uber.org/goleak"
 )
@@ -39,11 +40,9 @@ func header(kind tunnel.Kind, engagement string, port uint16) tunnel.Header {
 	return tunnel.Header{Kind: kind, Engagement: engagement, Dst: netip.AddrPortFrom(netip.Addr{}, port)}
 }
 
-func echo(t *testing.T) uint16 {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// echo answers by TCP; what it returns is at the same port by UDP.
+func echo(t *testing.T) (uint16, net.PacketConn) {
+	l, pc := freeport.Both(t)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -55,17 +54,12 @@ func echo(t *testing.T) uint16 {
 		}
 	})
 	t.Cleanup(func() { l.Close(); wg.Wait() })
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
+	return netip.MustParseAddrPort(l.Addr().String()).Port(), pc
 }
 
 func TestServe(t *testing.T) {
 	table, far := newTable(t)
-	port := echo(t)
-	pc, err := net.ListenPacket("udp", netip.AddrPortFrom(localhost, port).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pc.Close()
+	port, pc := echo(t)
 	table.Set("e1", localhost, []Port{{Container: 8080, Handler: port}, {Container: 8080, Handler: port, UDP: true}, {Container: 81, Handler: 1}})
 
 	t.Run("TCP", func(t *testing.T) {
@@ -124,7 +118,8 @@ func TestServe(t *testing.T) {
 
 func TestSetAndRemove(t *testing.T) {
 	table, far := newTable(t)
-	ports := []Port{{Container: 8080, Handler: echo(t)}}
+	port, _ := echo(t)
+	ports := []Port{{Container: 8080, Handler: port}}
 	if table.Set("e1", localhost, ports) {
 		t.Error("new, and was there already")
 	}
