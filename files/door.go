@@ -16,5 +16,18 @@ type TokenAnswer struct {
 	Token string `json:"token"`
 }
 
+// MethodLost says that what was mounted for an engagement is lost, for good, for
+// whoever uses it: LostRequest -> LostAnswer, when it has been passed on.
+const MethodLost = "volume.lost"
+
+// LostRequest names an engagement by id.
+type LostRequest struct {
+	Engagement string `json:"engagement"`
+	Cause      string `json:"cause"` // what the volume plugin did or suffered: was killed, …
+}
+
+// LostAnswer is empty.
+type LostAnswer struct{}
+
 // RoleVolumes is the role in the hello of a volume plugin.
 const RoleVolumes = "telemount"

@@ -180,6 +180,13 @@ type VIFFailed struct {
 	Error fault.Error `json:"error"`
 }
 
+// VolumesLost: what the volume plugin had mounted for an engagement is lost for
+// the handler that uses it, for good: every call on it fails (ENOTCONN).
+type VolumesLost struct {
+	Engagement string `json:"engagement"`
+	Cause      string `json:"cause"` // was killed, is ending, is gone: the volume plugin
+}
+
 // Connected: all stages passed, the connection can be used.
 type Connected struct {
 	Name          string   `json:"name"`

@@ -6,7 +6,7 @@ import "berth.dev/bus/subject"
 // engagement, build, installation.
 func All() []Data {
 	return []Data{
-		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
+		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, VolumesLost{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
 		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, PortsClosed{}, PortsOpened{}, EngagementActive{}, PodsChanged{}, CopiesLost{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
@@ -61,6 +61,11 @@ func (DNSReady) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (VIFFailed) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Connection, subject.VIF, "failed"
+}
+
+// Fact implements Data.
+func (VolumesLost) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Connection, subject.VIF, "volumes-lost"
 }
 
 // Fact implements Data.

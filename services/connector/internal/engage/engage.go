@@ -22,6 +22,7 @@
 package engage
 
 import (
+	"slices"
 	"time"
 
 	"berth.dev/bus/event"
@@ -85,6 +86,7 @@ const (
 	HandlerReady     On = "handler ready"     // AwaitReady is done
 	HandlerFailed    On = "handler failed"    // fact (runner)
 	HandlerExited    On = "handler exited"    // fact (runner)
+	VolumesLost      On = "volumes lost"      // fact (vif)
 	SwitchAsked      On = "switch asked"      // another handler is to take its place (command)
 	Resumed          On = "resumed"           // the new one has the traffic
 	SwitchFailed     On = "switch failed"     // what leads to that could not be done
@@ -204,6 +206,8 @@ func Begin(id string, r event.EngagementRequested, mode If, ports []event.Port, 
 	return State{Stage: Requested, ID: id, Requested: r, Since: at, Mode: mode, Ports: ports, now: at}
 }
 
+const handlerExited = "handler exited" // by itself
+
 // Next is the decision: the state after in, the fact to state (Nothing for
 // none) and the commands. An input for which the table has no row returns s
 // and known false; still, what it tells of the handler's end is kept.
@@ -271,7 +275,13 @@ func (s State) learn(in Input) State {
 			s.ExitCode = &code
 		}
 		if s.Cause == "" {
-			s.Cause = "handler exited"
+			s.Cause = handlerExited
+		}
+	case VolumesLost:
+		// A handler that has failed by itself has done so of this, most likely.
+		failed := s.Stage.Ending() && s.Cause == handlerExited && s.ExitCode != nil && *s.ExitCode != 0
+		if s.Mode == Caller || !failed && !slices.Contains(using, s.Stage) {
+			return s
 		}
 	case LeaseGone:
 		// While it lives, the Lease is taken away by nobody but by hand or by
@@ -319,7 +329,7 @@ func (s State) leaseName() string {
 // onlyEcho: while it is being undone, a failure of what went forward is a
 // consequence of the undoing, not a cause of the end.
 func (in Input) onlyEcho(s State) bool {
-	return s.Stage.Ending() && in.On != ManagerFailed && in.On != TimeOver
+	return s.Stage.Ending() && in.On != ManagerFailed && in.On != TimeOver && in.On != VolumesLost
 }
 
 // left says what is not undone when the time is over.

@@ -71,6 +71,9 @@ func InputOf(e event.Envelope) (in Input, ok bool) {
 		}
 	} else if d, is := event.Decode[event.HandlerFailed](e); is {
 		in.On, in.Error = HandlerFailed, fault.At("handler", &d.Error)
+	} else if d, is := event.Decode[event.VolumesLost](e); is {
+		in.On, in.Error = VolumesLost, fault.New(fault.Unavailable, "ctl doctor",
+			"the volume plugin %s while the handler used its volumes, which are lost for it: every call on them fails (ENOTCONN), so it is stopped and the workload restored; the same command again has them anew", d.Cause)
 	}
 	return in, in.On != ""
 }

@@ -16,6 +16,7 @@ type Row struct {
 var (
 	alone = []Stage{Requested, Prepared, Created, Started, Running, Active} // no switch is under way
 	live  = append(in(Switching, Vacant), alone...)
+	using = []Stage{Prepared, Created, Started, Running, Active, Switching} // there is a handler, or is to be one, with volumes
 	undo  = []Do{Disengage, StopHandler, Release}
 	purge = []Do{Disengage, StopHandler, Delete} // what the manager gave up, connector deletes
 )
@@ -54,6 +55,8 @@ var Table = []Row{
 	{live, EndAsked, Always, SayRestoring, undo, Restoring},
 	{alone, HandlerFailed, Always, SayRestoring, undo, Restoring},
 	{live, CommandFailed, Always, SayRestoring, undo, Restoring},
+	{using, VolumesLost, Attach, SayRestoring, undo, Restoring},
+	{using, VolumesLost, Detached, SayRestoring, undo, Restoring},
 	{live, ManagerFailed, Always, SayRestoring, purge, Restoring},
 	{live, LeaseGone, Always, SayRestoring, does(Disengage, StopHandler), Restored},
 

@@ -34,7 +34,7 @@ func input(on On) Input {
 		i.ExitCode = 7
 	case EndAsked:
 		i.Cause = "leave"
-	case ManagerFailed, CommandFailed, HandlerFailed, SwitchFailed:
+	case ManagerFailed, CommandFailed, HandlerFailed, SwitchFailed, VolumesLost:
 		i.Error = fault.New(fault.Unavailable, "ctl doctor", "%s: broken", on)
 	}
 	return i
@@ -118,6 +118,14 @@ func TestLives(t *testing.T) {
 			"workload-prepared handler-ready active restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"copies are lost", Attach, append(up(Attach), CopiesLost, EndAsked, HandlerGone, LeaseGone),
 			"workload-prepared handler-ready active copies-lost restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
+		{"volumes are lost", Attach, append(up(Attach), VolumesLost, HandlerExited, HandlerGone, LeaseGone),
+			"workload-prepared handler-ready active restoring failed", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "", 7},
+		{"the handler fails of lost volumes before anybody tells", Detached, append(up(Detached), HandlerExited, VolumesLost, HandlerGone, LeaseGone),
+			"workload-prepared handler-ready active restoring failed", upDo + ", runner: handler-start, await: handler ready, lease: handler=run, " + undoDo, "", 7},
+		{"volumes of a caller, whose they are", Caller, append(up(Caller), VolumesLost, EndAsked, HandlerGone, LeaseGone),
+			"workload-prepared handler-ready active restoring ended", "vif: engage, await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
+		{"volumes are lost as the engagement is left", Attach, append(up(Attach), EndAsked, VolumesLost, HandlerGone, LeaseGone),
+			"workload-prepared handler-ready active restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"pods move", Attach, append(up(Attach), PodsChanged, EndAsked, HandlerGone, LeaseGone),
 			"workload-prepared handler-ready active pods-changed restoring ended", upDo + ", await: handler ready, lease: handler=run, " + undoDo, "leave", nil},
 		{"a command fails", Attach, []On{WorkloadPrepared, CommandFailed, HandlerGone, LeaseGone},
@@ -187,7 +195,7 @@ func TestLives(t *testing.T) {
 	}
 }
 
-var all = []On{SwitchAsked, SwitchFailed, Resumed, WorkloadPrepared, TrafficDiverted, PodsChanged, CopiesLost, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerReady, HandlerFailed, HandlerExited, EndAsked, CommandFailed, HandlerGone, TimeOver}
+var all = []On{SwitchAsked, SwitchFailed, Resumed, WorkloadPrepared, TrafficDiverted, PodsChanged, CopiesLost, ManagerFailed, LeaseGone, HandlerCreated, HandlerStarted, HandlerReady, HandlerFailed, HandlerExited, VolumesLost, EndAsked, CommandFailed, HandlerGone, TimeOver}
 
 func TestTableIsSound(t *testing.T) {
 	seen := map[string]bool{}
@@ -282,6 +290,7 @@ func TestInputOf(t *testing.T) {
 		{event.HandlerStarted{Container: "c"}, HandlerStarted},
 		{event.HandlerExited{Container: "c", ExitCode: 3}, HandlerExited},
 		{event.HandlerFailed{Error: *fault.New(fault.NotFound, "", "no image")}, HandlerFailed},
+		{event.VolumesLost{Engagement: "e1", Cause: "was killed"}, VolumesLost},
 		{event.EngagementActive{}, ""},
 		{event.Restoring{}, ""},
 	} {

@@ -250,11 +250,17 @@ func (s *Set) Deliver(env event.Envelope) {
 	if !ok {
 		return
 	}
+	id, via := env.Subject, ""
+	if d, is := event.Decode[event.VolumesLost](env); is {
+		id, via = d.Engagement, env.Subject
+	}
 	s.mu.Lock()
-	l, there := s.byID[env.Subject]
-	was := slices.Contains(s.done, env.Subject)
+	l, there := s.byID[id]
+	was := slices.Contains(s.done, id)
 	s.mu.Unlock()
 	switch {
+	case via != "" && (l == nil || l.plan.conn.ID != via):
+		// A vif speaks of its own connection's engagements only.
 	case l != nil:
 		l.put(in)
 	case there || !was:
@@ -262,7 +268,7 @@ func (s *Set) Deliver(env event.Envelope) {
 	default:
 		_, _, do, _ := engage.State{Stage: engage.Over}.Next(in)
 		if slices.Contains(do, engage.StopHandler) {
-			go s.stopLate(env.Subject)
+			go s.stopLate(id)
 		}
 	}
 }

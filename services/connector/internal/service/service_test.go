@@ -160,6 +160,25 @@ func TestReplaceEndings(t *testing.T) {
 		{"vif dies", func(r *rig) {
 			r.run.state("c1", event.DaemonExited{Container: "berth-dev-shop", ExitCode: 137})
 		}, "restoring handler-exited failed", "exited with code 137", `"exitCode":143`},
+		{"volumes are lost", func(r *rig) {
+			lost := func(connection, engagement string) { // another vif is another connection's
+				r.run.mu.Lock()
+				v := r.run.vifs["c1"]
+				r.run.mu.Unlock()
+				if connection != "c1" {
+					v = r.run.conn
+				}
+				if err := v.State(r.t.Context(), connection, event.VolumesLost{Engagement: engagement, Cause: "was killed"}); err != nil {
+					r.t.Log(err)
+				}
+			}
+			lost("c2", "e1")
+			lost("c1", "e2")
+			if st, err := bus.Call(r.t.Context(), r.ctl, command.StateGet, "", command.None{}); err != nil || st.Engagements[0].Phase != "active" {
+				r.t.Errorf("another's volumes: %+v, %v", st, err)
+			}
+			lost("c1", "e1")
+		}, "restoring handler-exited failed", "the volume plugin was killed", `"exitCode":143`},
 		{"the lease is taken away", func(r *rig) {
 			_ = r.kube.Tracker().Delete(leases, "shop", "berth-deployment-web-app")
 		}, "restoring handler-exited failed", "is gone", `"exitCode":143`},

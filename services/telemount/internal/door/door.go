@@ -113,6 +113,20 @@ func (d *Dialer) Token(ctx context.Context, t Target) (string, error) {
 	})
 }
 
+// Lost says that what was mounted for t's engagement is lost for who uses it.
+func (d *Dialer) Lost(ctx context.Context, t Target, cause string) error {
+	defer d.Release(t)
+	defer d.use(t)()
+	_, err := retry(ctx, func(ctx context.Context) (files.LostAnswer, error) {
+		s, err := d.session(ctx, t)
+		if err != nil {
+			return files.LostAnswer{}, err
+		}
+		return tunnel.Call[files.LostRequest, files.LostAnswer](ctx, s, files.MethodLost, files.LostRequest{Engagement: t.Engagement, Cause: cause})
+	})
+	return err
+}
+
 // Release closes the session with t's door if nothing uses it.
 func (d *Dialer) Release(t Target) {
 	d.mu.Lock()

@@ -25,6 +25,7 @@ type vif struct {
 	away     atomic.Bool
 	sessions atomic.Int64 // ever let in
 	live     chan *tunnel.Session
+	lost     chan files.LostRequest
 }
 
 func newVIF(t *testing.T, key tunnel.Pin) *vif {
@@ -36,7 +37,7 @@ func newVIF(t *testing.T, key tunnel.Pin) *vif {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vif{t: t, id: id, key: key, addr: l.Addr().String(), live: make(chan *tunnel.Session, 100)}
+	v := &vif{t: t, id: id, key: key, addr: l.Addr().String(), live: make(chan *tunnel.Session, 100), lost: make(chan files.LostRequest, 10)}
 	t.Cleanup(func() {
 		l.Close()
 		for len(v.live) > 0 {
@@ -73,6 +74,10 @@ func (v *vif) serve(c net.Conn) {
 			return files.TokenAnswer{}, &tunnel.RPCError{Code: "not_found", Message: "no engagement"}
 		}
 		return files.TokenAnswer{Token: "secret"}, nil
+	})
+	tunnel.Handle(&reg, files.MethodLost, func(_ context.Context, q files.LostRequest) (files.LostAnswer, error) {
+		v.lost <- q
+		return files.LostAnswer{}, nil
 	})
 	for {
 		r, err := s.Accept(context.Background())
@@ -195,5 +200,21 @@ func TestWaits(t *testing.T) {
 		t.Errorf("after the session was cut: %v", err)
 	} else {
 		c.Close()
+	}
+}
+
+// What is lost is told by a session of its own, where there is none any more.
+func TestLost(t *testing.T) {
+	d, v := bench(t)
+	if err := d.Lost(t.Context(), v.target(), "was killed"); err != nil {
+		t.Fatal(err)
+	}
+	if q := <-v.lost; q != (files.LostRequest{Engagement: "e", Cause: "was killed"}) {
+		t.Errorf("%+v", q)
+	}
+	select {
+	case <-(<-v.live).Done():
+	case <-time.After(5 * time.Second):
+		t.Error("the session stays, though nothing uses it")
 	}
 }

@@ -40,6 +40,9 @@ func Serve(t testing.TB, key tunnel.Pin, paths ...string) door.Target {
 	tunnel.Handle(&reg, files.MethodToken, func(context.Context, files.TokenRequest) (files.TokenAnswer, error) {
 		return files.TokenAnswer{Token: Token}, nil
 	})
+	tunnel.Handle(&reg, files.MethodLost, func(context.Context, files.LostRequest) (files.LostAnswer, error) {
+		return files.LostAnswer{}, nil
+	})
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -196,5 +197,85 @@ func TestNoSecretInState(t *testing.T) {
 	}
 	if strings.Contains(string(b)+log.String(), "canary") {
 		t.Errorf("the token is in the state or the log: %s %s", b, log.String())
+	}
+}
+
+// told is a door that is never reached, and is told things.
+type told struct {
+	*door.Dialer
+	lost chan string
+}
+
+func (d told) Lost(_ context.Context, t door.Target, cause string) error {
+	d.lost <- t.Engagement + " " + cause
+	return nil
+}
+
+// Whose volumes are lost is told once for each engagement: when the plugin ends
+// while they are used, and when it comes back after it was killed. Volumes that
+// nobody uses are not lost.
+func TestLostIsTold(t *testing.T) {
+	served, root := t.TempDir(), t.TempDir()
+	key, _ := tunnel.NewIdentity()
+	log := slog.New(slog.DiscardHandler)
+	open := func() (told, *volume.Set) {
+		d := told{door.New(key, "test", log), make(chan string, 10)}
+		t.Cleanup(d.Close)
+		vs, err := volume.Open(root, root+"/state.json", d, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d, vs
+	}
+	all := func(d told) (got []string) {
+		for len(d.lost) > 0 {
+			got = append(got, <-d.lost)
+		}
+		slices.Sort(got)
+		return got
+	}
+	d, vs := open()
+	for name, engagement := range map[string]string{"a": "e1", "b": "e1", "c": "e2", "unused": "e3"} {
+		to := doortest.Serve(t, key.Pin(), served)
+		to.Engagement = engagement
+		if engagement == "e1" {
+			to.Door, to.Pin = "127.0.0.1:1", "p" // one door
+		}
+		if err := vs.Create(name, options(to, served)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vs.Close()
+	if got := all(d); len(got) > 0 {
+		t.Errorf("nobody used anything: %v", got)
+	}
+	b, err := os.ReadFile(root + "/state.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state map[string]map[string]any
+	if err := json.Unmarshal(b, &state); err != nil {
+		t.Fatal(err)
+	}
+	for name, e := range state {
+		if name != "unused" {
+			e["ids"] = map[string]bool{"1": true}
+		}
+	}
+	if b, err = json.Marshal(state); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(root+"/state.json", b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, vs = open()
+	for end := time.Now().Add(5 * time.Second); len(d.lost) < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	if got := all(d); !slices.Equal(got, []string{"e1 was killed", "e2 was killed"}) {
+		t.Errorf("after a kill: %v", got)
+	}
+	vs.Close()
+	if got := all(d); !slices.Equal(got, []string{"e1 is ending", "e2 is ending"}) {
+		t.Errorf("at the end: %v", got)
 	}
 }

@@ -5,7 +5,9 @@
 // state file, written before a call is answered, so that after a kill -9 the next
 // process mounts again what containers that still run use; the mounts of the
 // process that is gone are detached lazily at start. Those containers keep the
-// dead mount (every call in it fails at once with ENOTCONN) until they restart.
+// dead mount (every call in it fails at once with ENOTCONN) until they restart. So
+// what is lost, or will be in a moment as this process ends, is told to the door
+// of its engagement, which ends that.
 //
 // One lock per volume is held while it is mounted, so that ten volumes mount side
 // by side; list, path and get wait for no file server, ever.
@@ -42,6 +44,8 @@ type Dialer interface {
 	Token(ctx context.Context, t door.Target) (string, error)
 	// Release says that a volume of t is no longer mounted.
 	Release(t door.Target)
+	// Lost tells t's side that what was mounted is lost for who uses it.
+	Lost(ctx context.Context, t door.Target, cause string) error
 }
 
 // Spec is what the driver options say.
@@ -77,6 +81,8 @@ type Set struct {
 	root, state string
 	dial        Dialer
 	log         *slog.Logger
+	stop        context.CancelFunc // ends what Open has begun
+	telling     sync.WaitGroup
 
 	mu  sync.Mutex
 	all map[string]*entry
@@ -84,6 +90,13 @@ type Set struct {
 
 // mountWait bounds a Mount: Docker holds a container's start for as long.
 const mountWait = 20 * time.Second
+
+// How long a door is tried to be told of lost volumes: at start, when nothing
+// waits for it, and at the end, which a supervisor allows some seconds.
+const (
+	tellWithin = time.Minute
+	byeWithin  = 2 * time.Second
+)
 
 // Open reads the state, detaches what a killed process left mounted below root,
 // and mounts again what is in use. dial may be nil: then only volumes with the
@@ -105,6 +118,9 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 			return nil, fmt.Errorf("read state %s: %w", state, err)
 		}
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.tell(ctx, tellWithin, "was killed")
 	for name, e := range s.all {
 		if len(e.IDs) == 0 {
 			continue
@@ -114,7 +130,7 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 		go func() { // the engine must not wait for a cluster that is away
 			e.lock.Lock()
 			defer e.lock.Unlock()
-			if err := s.mount(context.Background(), name, e); err != nil {
+			if err := s.mount(ctx, name, e); err != nil {
 				log.Warn("mount again", "volume", name, "err", err)
 			}
 		}()
@@ -139,8 +155,37 @@ func detach(root string) error {
 	return nil
 }
 
+// tell says to the doors of the engagements whose volumes are used that these are
+// lost, or are about to be; whom Close waits for.
+func (s *Set) tell(ctx context.Context, within time.Duration, cause string) {
+	if s.dial == nil {
+		return
+	}
+	used := map[door.Target]bool{}
+	s.mu.Lock()
+	for _, e := range s.all {
+		if len(e.IDs) > 0 && e.Spec.Engagement != "" {
+			used[e.Spec.target()] = true
+		}
+	}
+	s.mu.Unlock()
+	for t := range used {
+		s.telling.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, within)
+			defer cancel()
+			if err := s.dial.Lost(ctx, t, cause); err != nil { // of a connection that is gone, as a rule
+				s.log.Info("nobody is told that volumes are lost", "engagement", t.Engagement, "door", t.Door, "err", err)
+			}
+		})
+	}
+}
+
 // Close unmounts everything.
 func (s *Set) Close() {
+	s.stop()
+	s.telling.Wait()
+	s.tell(context.Background(), byeWithin, "is ending")
+	s.telling.Wait()
 	s.mu.Lock()
 	all := maps.Clone(s.all)
 	s.mu.Unlock()

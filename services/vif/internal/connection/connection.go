@@ -115,7 +115,7 @@ type order struct {
 // New returns a connection that does nothing yet.
 func New(cfg Config) *Connection {
 	c := &Connection{cfg: cfg, log: cfg.Logger, engaged: engaged.New(cfg.Logger), wake: make(chan struct{}, 1)}
-	c.door = door.New(cfg.Identity, &c.link, cfg.Logger)
+	c.door = door.New(cfg.Identity, &c.link, c.volumesLost, cfg.Logger)
 	c.toPod = topod.New(&c.link, cfg.Logger)
 	return c
 }
@@ -207,6 +207,12 @@ func (c *Connection) state(ctx context.Context, d event.Data) {
 	if err := c.cfg.Bus.State(ctx, c.cfg.ID, d); err != nil {
 		c.log.Warn("fact not stated", "fact", event.TypeOf(d), "err", err)
 	}
+}
+
+// volumesLost states that an engagement's volumes are lost for its handler.
+func (c *Connection) volumesLost(ctx context.Context, engagement, cause string) {
+	c.log.Warn("volumes are lost", "engagement", engagement, "cause", cause)
+	c.state(ctx, event.VolumesLost{Engagement: engagement, Cause: cause})
 }
 
 func invalid(format string, args ...any) error {

@@ -389,6 +389,12 @@ func TestLife(t *testing.T) {
 		if got, err := token(); got != "secret" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
+		if _, err := tunnel.Call[files.LostRequest, files.LostAnswer](t.Context(), s, files.MethodLost, files.LostRequest{Engagement: "e2", Cause: "was killed"}); err != nil {
+			t.Error(err)
+		}
+		if l := next[event.VolumesLost](r); l != (event.VolumesLost{Engagement: "e2", Cause: "was killed"}) {
+			t.Errorf("%+v", l)
+		}
 		if _, err := bus.Call(t.Context(), r.conn, command.Disengage, id, command.EngagementRef{Engagement: "e2"}); err != nil {
 			t.Fatal(err)
 		}

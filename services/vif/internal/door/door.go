@@ -11,6 +11,10 @@
 // Who comes in: whoever holds the key of a pin for which there is a grant. What
 // he gets: the token and the streams of those engagements, and nothing else.
 //
+// When does an engagement's handler lose its volumes? Either the plugin says so,
+// one that was killed when it has been started again, or it is cut off from
+// volumes that it uses (no goodbye) and does not come back: see [Lost].
+//
 // A [Door] may be used concurrently. Streams of an engagement are reset when it
 // is revoked.
 package door
@@ -22,6 +26,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"berth.dev/files"
 	"berth.dev/tunnel"
@@ -38,25 +43,39 @@ type Grant struct {
 	Pin   tunnel.Pin // of the volume plugin
 }
 
+// Lost is told that what the plugin had mounted for an engagement is lost for
+// good, and of the plugin's fate. It may be told so twice.
+type Lost func(ctx context.Context, engagement, cause string)
+
+// backWithin is how long a plugin may be away that was cut off from volumes in
+// use: it dials again within a second, one that was killed within some more.
+const backWithin = 10 * time.Second
+
 type entry struct {
 	Grant
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	// Guarded by Door.mu:
+	streams int           // those that are open, in whatever session
+	came    chan struct{} // closed when one more is
 }
 
 // Door lets the volume plugin in.
 type Door struct {
-	id   *tunnel.Identity
-	open Opener
-	log  *slog.Logger
+	id     *tunnel.Identity
+	open   Opener
+	lost   Lost
+	log    *slog.Logger
+	within time.Duration // backWithin
 
 	mu     sync.Mutex
 	grants map[string]*entry // by engagement
 }
 
 // New returns a door that nobody may pass.
-func New(id *tunnel.Identity, open Opener, log *slog.Logger) *Door {
-	return &Door{id: id, open: open, log: log, grants: map[string]*entry{}}
+func New(id *tunnel.Identity, open Opener, lost Lost, log *slog.Logger) *Door {
+	return &Door{id: id, open: open, lost: lost, log: log, within: backWithin, grants: map[string]*entry{}}
 }
 
 // Pin is what a volume plugin must demand of the door.
@@ -74,7 +93,7 @@ func (d *Door) Grant(engagement string, g Grant) {
 	if old != nil {
 		old.cancel()
 	}
-	e := &entry{Grant: g}
+	e := &entry{Grant: g, came: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	d.grants[engagement] = e
 }
@@ -152,6 +171,13 @@ func (d *Door) serve(ctx context.Context, c net.Conn) {
 		}
 		return files.TokenAnswer{Token: e.Token}, nil
 	})
+	tunnel.Handle(&reg, files.MethodLost, func(ctx context.Context, q files.LostRequest) (files.LostAnswer, error) {
+		if d.granted(q.Engagement, pin) == nil {
+			return files.LostAnswer{}, &tunnel.RPCError{Code: "not_found", Message: "no engagement " + q.Engagement + " of this connection has volumes for this plugin"}
+		}
+		d.lost(ctx, q.Engagement, q.Cause)
+		return files.LostAnswer{}, nil
+	})
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -161,7 +187,7 @@ func (d *Door) serve(ctx context.Context, c net.Conn) {
 		}
 		switch r.Header.Kind {
 		case tunnel.KindFiles:
-			wg.Go(func() { d.files(ctx, r, pin) })
+			wg.Go(func() { d.files(ctx, s, r, pin) })
 		case tunnel.KindRPC:
 			wg.Go(func() {
 				if err := tunnel.ServeRPC(ctx, r, &reg); err != nil {
@@ -174,8 +200,9 @@ func (d *Door) serve(ctx context.Context, c net.Conn) {
 	}
 }
 
-// files carries one volume's stream to the manager.
-func (d *Door) files(ctx context.Context, r *tunnel.Request, pin tunnel.Pin) {
+// files carries one volume's stream to the manager, and waits for the plugin if it
+// was cut off in the middle.
+func (d *Door) files(ctx context.Context, s *tunnel.Session, r *tunnel.Request, pin tunnel.Pin) {
 	id := r.Header.Engagement
 	e := d.granted(id, pin)
 	if e == nil {
@@ -185,22 +212,59 @@ func (d *Door) files(ctx context.Context, r *tunnel.Request, pin tunnel.Pin) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
+	if !d.relay(ctx, e, r) {
+		return
+	}
+	last, came := d.closed(e)
+	if err := s.Err(); !last || err == nil || errors.Is(err, tunnel.ErrClosedByPeer) {
+		return
+	}
+	d.log.Warn("the volume plugin is cut off from volumes in use", "engagement", id, "err", s.Err())
+	select {
+	case <-came:
+	case <-ctx.Done():
+	case <-time.After(d.within):
+		d.lost(ctx, id, "is gone")
+	}
+}
+
+// relay carries the stream, and reports whether it was one of e's.
+func (d *Door) relay(ctx context.Context, e *entry, r *tunnel.Request) bool {
+	id := r.Header.Engagement
 	octx, release := r.Context(ctx)
 	far, err := d.open.Open(octx, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id})
 	release()
 	if err != nil {
 		r.Refuse(tunnel.CodeOf(err), err.Error())
-		return
+		return false
 	}
 	near, err := r.Accept()
 	if err != nil {
 		far.Reset(tunnel.CodeCanceled)
-		return
+		return false
 	}
+	d.opened(e)
 	defer context.AfterFunc(ctx, func() {
 		near.Reset(tunnel.CodeReset)
 		far.Reset(tunnel.CodeReset)
 	})()
 	n, m, err := tunnel.Relay(near, far)
 	d.log.Debug("a volume's connection ended", "engagement", id, "sent", n, "received", m, "err", err)
+	return true
+}
+
+func (d *Door) opened(e *entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e.streams++
+	close(e.came)
+	e.came = make(chan struct{})
+}
+
+// closed reports whether it was the last; came is closed when there is one again.
+func (d *Door) closed(e *entry) (last bool, came <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e.streams--
+	return e.streams == 0, e.came
 }

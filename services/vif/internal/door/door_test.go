@@ -54,6 +54,7 @@ type bench struct {
 	t    *testing.T
 	door *Door
 	addr string
+	lost chan string // engagement and cause
 }
 
 func open(t *testing.T) *bench {
@@ -61,7 +62,9 @@ func open(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := New(id, newManager(t), slog.New(slog.DiscardHandler))
+	lost := make(chan string, 10)
+	d := New(id, newManager(t), func(_ context.Context, engagement, cause string) { lost <- engagement + " " + cause }, slog.New(slog.DiscardHandler))
+	d.within = time.Second
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +83,7 @@ func open(t *testing.T) *bench {
 			t.Error("the door outlives its context")
 		}
 	})
-	return &bench{t, d, l.Addr().String()}
+	return &bench{t, d, l.Addr().String(), lost}
 }
 
 func (b *bench) dial(key *tunnel.Identity, role string, pin tunnel.Pin) (*tunnel.Session, error) {
@@ -184,5 +187,121 @@ func TestStreams(t *testing.T) {
 	_ = st.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := st.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// A handler's volumes are lost when the plugin says so of an engagement of its
+// own, or when it is cut off from them and does not come back. They are not when
+// it closes them, comes back, or when the engagement has ended.
+func TestLost(t *testing.T) {
+	mine, _ := tunnel.NewIdentity()
+	other, _ := tunnel.NewIdentity()
+	begin := func(t *testing.T) (*bench, func() (net.Conn, *tunnel.Session)) {
+		b := open(t)
+		b.door.Grant("e", Grant{"secret", mine.Pin()})
+		b.door.Grant("f", Grant{"secret", other.Pin()})
+		return b, func() (net.Conn, *tunnel.Session) {
+			t.Helper()
+			c, err := net.Dial("tcp", b.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, _, err := tunnel.Dial(t.Context(), c, mine, tunnel.Pin(b.door.Pin()), tunnel.Hello{Role: files.RoleVolumes}, tunnel.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { s.Close() })
+			return c, s
+		}
+	}
+	use := func(t *testing.T, s *tunnel.Session) *tunnel.Stream {
+		t.Helper()
+		st, err := s.Open(t.Context(), tunnel.Header{Kind: tunnel.KindFiles, Engagement: "e"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(st, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	for _, x := range []struct {
+		name string
+		do   func(t *testing.T, b *bench, dial func() (net.Conn, *tunnel.Session))
+		want string
+	}{
+		{"the plugin says so", func(t *testing.T, _ *bench, dial func() (net.Conn, *tunnel.Session)) {
+			_, s := dial()
+			for id, ok := range map[string]bool{"e": true, "f": false, "g": false} {
+				_, err := tunnel.Call[files.LostRequest, files.LostAnswer](t.Context(), s, files.MethodLost, files.LostRequest{Engagement: id, Cause: "was killed"})
+				if (err == nil) != ok {
+					t.Errorf("engagement %s: %v", id, err)
+				}
+			}
+		}, "e was killed"},
+		{"it is killed", func(t *testing.T, _ *bench, dial func() (net.Conn, *tunnel.Session)) {
+			c, s := dial()
+			use(t, s)
+			use(t, s)
+			c.Close()
+		}, "e is gone"},
+		{"it is cut off and comes back", func(t *testing.T, _ *bench, dial func() (net.Conn, *tunnel.Session)) {
+			c, s := dial()
+			use(t, s)
+			use(t, s)
+			c.Close()
+			_, s = dial()
+			use(t, s)
+		}, ""},
+		{"it comes back before anybody knows that it was away", func(t *testing.T, _ *bench, dial func() (net.Conn, *tunnel.Session)) {
+			c, s := dial()
+			use(t, s)
+			_, s = dial()
+			use(t, s)
+			c.Close()
+		}, ""},
+		{"the last volume is unmounted", func(t *testing.T, _ *bench, dial func() (net.Conn, *tunnel.Session)) {
+			_, s := dial()
+			st := use(t, s)
+			st.Close()
+			s.Close()
+		}, ""},
+		{"it uses nothing when it is killed", func(t *testing.T, b *bench, dial func() (net.Conn, *tunnel.Session)) {
+			c, s := dial()
+			st := use(t, s)
+			st.Close()
+			open := func() bool {
+				b.door.mu.Lock()
+				defer b.door.mu.Unlock()
+				return b.door.grants["e"].streams > 0
+			}
+			for open() {
+				time.Sleep(time.Millisecond)
+			}
+			c.Close()
+		}, ""},
+		{"the engagement ends meanwhile", func(t *testing.T, b *bench, dial func() (net.Conn, *tunnel.Session)) {
+			c, s := dial()
+			use(t, s)
+			c.Close()
+			b.door.Revoke("e")
+		}, ""},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			b, dial := begin(t)
+			x.do(t, b, dial)
+			var got string
+			select {
+			case got = <-b.lost:
+			case <-time.After(2 * b.door.within):
+			}
+			if got != x.want || len(b.lost) > 0 {
+				t.Errorf("lost: %q and %d more, want %q", got, len(b.lost), x.want)
+			}
+		})
 	}
 }
