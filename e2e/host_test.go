@@ -162,7 +162,12 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		fmt.Println(left)
 		ctl.Must(t, "quit", "--all")
 	}
-	// It is not taken for one of the next installation's.
+	r = ctl.Run(t, "install", "--image", "berth-cluster:nosuch")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "berth-cluster:nosuch") || !strings.Contains(r.Stderr, "load it into the cluster") {
+		t.Errorf("an image that the cluster cannot get: %v", r)
+	}
+	// The pod that waits for that image is not held against the next attempt, and the
+	// agent is not taken for one of the next installation's.
 	ctl.Must(t, "install")
 	ctl.Must(t, "connect", "--docker", "--", ctl.Path, "ingest", "frontend-v1", "--", "true")
 }

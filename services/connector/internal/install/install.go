@@ -150,6 +150,9 @@ func (in *Installer) Install(ctx context.Context, o manifests.Options, anyVersio
 		}
 		in.say(event.InstallationStep{Action: "applied", Object: obj.String()})
 	}
+	if err := in.renew(ctx, o.Namespace); err != nil {
+		return event.Installed{}, err
+	}
 	in.say(event.InstallationStep{Action: "waiting", Object: "Deployment " + o.Namespace + "/" + managerName})
 	if err := in.available(ctx, o.Namespace); err != nil {
 		return event.Installed{}, err

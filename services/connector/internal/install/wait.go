@@ -60,6 +60,35 @@ func (in *Installer) notTerminating(ctx context.Context, namespace string) error
 	})
 }
 
+// renew deletes pods of an earlier attempt that could not start. Whatever kept them
+// from it may be mended by now, an image loaded: kubelet would look only after
+// some minutes, and what it says until then is of that time.
+func (in *Installer) renew(ctx context.Context, namespace string) error {
+	api := in.c.Kube.CoreV1().Pods(namespace)
+	pods, err := api.List(ctx, metav1.ListOptions{LabelSelector: lease.ManagerSelector})
+	if err != nil {
+		return in.explain(err, cluster.Right{Verb: "list", Resource: "pods", Namespace: namespace})
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if _, hopeless := podState(p); !hopeless || p.DeletionTimestamp != nil {
+			continue
+		}
+		now := int64(0) // nothing of it runs
+		err := api.Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+		switch {
+		case isGone(err) || apierrors.IsConflict(err):
+		case apierrors.IsForbidden(err):
+			return nil // it is a help only; waiting says what keeps the pod
+		case err != nil:
+			return in.explain(err, cluster.Right{Verb: "delete", Resource: "pods", Namespace: namespace})
+		default:
+			in.say(event.InstallationStep{Action: "deleted", Object: fmt.Sprintf("Pod %s/%s, which could not start", namespace, p.Name)})
+		}
+	}
+	return nil
+}
+
 // available waits for the Deployment's new pods, and gives up early where they
 // cannot come.
 func (in *Installer) available(ctx context.Context, namespace string) error {
