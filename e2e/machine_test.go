@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -144,9 +143,7 @@ func testKilledOnHost(t *testing.T, m *rig.Machine) {
 		t.Run(name, func(t *testing.T) {
 			for _, next := range []string{"quit", "connect"} {
 				m.Ctl.Must(t, "connect")
-				if err := syscall.Kill(pid(t), syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+				m.Kill(pid(t))
 				names(t, m)
 				m.Ctl.Must(t, next)
 				if next == "connect" {

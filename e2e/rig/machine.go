@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -18,7 +19,9 @@ import (
 // Machine is one of a test's own, as far as network, resolver and Docker Engine
 // go: for `ctl connect` without --docker, which changes a machine. Its network
 // namespace is that of a container on the dev cluster's network, so that nothing
-// of the real machine's is touched; files and programs are the real ones.
+// of the real machine's is touched; files and programs are the real ones. Its
+// processes have a namespace of their own, which ends with the test, whatever ends
+// that: none is left.
 type Machine struct {
 	Ctl        *Ctl   // a user at this machine
 	ResolvConf string // its /etc/resolv.conf
@@ -59,25 +62,24 @@ func NewMachine(t *testing.T, c *Cluster, container ...string) *Machine {
 	if err := os.WriteFile(m.ResolvConf, []byte(OriginalResolver), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m.holdMounts(pid)
+	m.hold(pid)
 	m.Ctl = NewCtl(t, c)
-	m.Ctl.Within = m.within
+	// nsenter(1) waits for what it runs: that ends with it.
+	m.Ctl.Within = append(m.within[:len(m.within):len(m.within)], "setpriv", "--pdeathsig", "KILL")
 	m.Ctl.Env = []string{"XDG_RUNTIME_DIR=" + dir, "DOCKER_HOST=unix://" + m.Socket()}
 	m.Ctl.Kubeconfig = m.kubeconfig(c, net.JoinHostPort(address, "6443"))
 	m.StartDocker()
-	t.Cleanup(func() {
-		m.StopDocker(syscall.SIGTERM)
-		_, _ = m.Run("sh", "-c", "umount -l "+m.dir+"/data/* "+m.dir+"/exec/* 2>/dev/null; true")
-	})
+	t.Cleanup(func() { m.StopDocker(syscall.SIGTERM) })
 	return m
 }
 
-// holdMounts makes a mount namespace with a resolv.conf of its own, which lives as
-// long as the process that holds it.
-func (m *Machine) holdMounts(pid string) {
+// hold makes namespaces: of mounts, with a resolv.conf of its own, and of
+// processes, with an init that sees to the ends of orphans. They live as long as
+// the process that holds them.
+func (m *Machine) hold(pid string) {
 	m.t.Helper()
-	holder := exec.Command("nsenter", "-t", pid, "-n", "--", "unshare", "-m", "--propagation", "private", "--",
-		"sh", "-c", "mount --bind "+m.ResolvConf+" /etc/resolv.conf && echo ready && exec sleep 1000")
+	holder := exec.Command("nsenter", "-t", pid, "-n", "--", "unshare", "-m", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
+		"sh", "-c", "mount --bind "+m.ResolvConf+" /etc/resolv.conf && echo ready && while :; do sleep 1000 & wait $!; done")
 	holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := holder.StdoutPipe()
 	if err == nil {
@@ -90,7 +92,8 @@ func (m *Machine) holdMounts(pid string) {
 	if n, err := out.Read(make([]byte, 16)); n == 0 || err != nil {
 		m.t.Fatalf("no mount namespace with a resolv.conf of its own: %v", err)
 	}
-	m.within = []string{"nsenter", "-t", strconv.Itoa(holder.Process.Pid), "-n", "-m", "--"}
+	it := strconv.Itoa(holder.Process.Pid)
+	m.within = []string{"nsenter", "-t", it, "-n", "-m", "--pid=/proc/" + it + "/ns/pid_for_children", "--"}
 }
 
 // kubeconfig is the cluster's with the server where this machine reaches it.
@@ -138,10 +141,19 @@ func (m *Machine) Snapshot() Host {
 	return h
 }
 
-// PID is the process of a service of this machine's, by the lock that it holds.
+// Kill kills a process of this machine's.
+func (m *Machine) Kill(pid int) {
+	m.t.Helper()
+	if out, err := m.Run("sh", "-c", "kill -9 "+strconv.Itoa(pid)); err != nil {
+		m.t.Fatalf("kill: %v: %s", err, out)
+	}
+}
+
+// PID is the process of a service of this machine's, by the lock that it holds, as
+// this machine counts.
 func (m *Machine) PID(service string) int {
 	m.t.Helper()
-	locks, err := os.ReadFile("/proc/locks")
+	locks, err := m.Run("cat", "/proc/locks")
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -150,7 +162,7 @@ func (m *Machine) PID(service string) int {
 		m.t.Fatal(err)
 	}
 	inode := ":" + strconv.FormatUint(fi.Sys().(*syscall.Stat_t).Ino, 10)
-	for line := range strings.Lines(string(locks)) {
+	for line := range strings.Lines(locks) {
 		// 1: POSIX  ADVISORY  WRITE 4242 00:2f:1234 0 EOF
 		if f := strings.Fields(line); len(f) > 5 && strings.HasSuffix(f[5], inode) {
 			if pid, err := strconv.Atoi(f[4]); err == nil {
@@ -193,14 +205,10 @@ func (m *Machine) StartDocker() {
 	if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
-	// Of an engine that was killed: where nobody sees to the ends of orphans, its
-	// dead containerd counts as a living one.
-	_ = os.Remove(filepath.Join(m.dir, "exec", "containerd", "containerd.pid"))
 	log := &bytes.Buffer{}
 	cmd := exec.Command(m.within[0], append(m.within[1:], "dockerd", "--config-file", config, "--data-root", filepath.Join(m.dir, "data"),
 		"--exec-root", filepath.Join(m.dir, "exec"), "--pidfile", filepath.Join(m.dir, "docker.pid"), "-H", "unix://"+m.Socket())...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
@@ -215,7 +223,9 @@ func (m *Machine) StartDocker() {
 }
 
 // StopDocker sends the machine's engine a signal, and waits for its end.
-func (m *Machine) StopDocker(signal os.Signal) {
-	_ = m.docker.Process.Signal(signal)
+func (m *Machine) StopDocker(signal syscall.Signal) {
+	if pid, err := os.ReadFile(filepath.Join(m.dir, "docker.pid")); err == nil {
+		_, _ = m.Run("sh", "-c", fmt.Sprintf("kill -%d %s", signal, pid))
+	}
 	_ = m.docker.Wait()
 }
