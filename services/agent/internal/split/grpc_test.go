@@ -141,6 +141,17 @@ func TestGRPC(t *testing.T) {
 			t.Fatalf("%s: end %v, trailers %v", k, err, s.Trailer())
 		}
 	}
+	for _, dev := range []string{"", "alice"} { // answered by trailers only, which end the stream with the headers
+		for i := range 100 {
+			s, err := talk(ctx, c, "None", dev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.RecvMsg(new(wrapperspb.StringValue)); status.Code(err) != codes.Unimplemented {
+				t.Fatalf("call %d of no method, by %q: %v", i, dev, err)
+			}
+		}
+	}
 	for dev, e := range map[string]*echo{"": app, "alice": alice} {
 		s, err := talk(ctx, c, "Talk", dev)
 		if err != nil {

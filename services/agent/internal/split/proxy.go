@@ -113,7 +113,8 @@ func (cl *client) forward(w http.ResponseWriter, r *http.Request, to port.To, en
 		transport = cl.two
 	}
 	var sent atomic.Bool // it has begun to go
-	proxy := httputil.ReverseProxy{
+	var proxy httputil.ReverseProxy
+	proxy = httputil.ReverseProxy{
 		Transport: transport, FlushInterval: -1, BufferPool: buffers,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			cl.rewrite(pr, host)
@@ -121,8 +122,19 @@ func (cl *client) forward(w http.ResponseWriter, r *http.Request, to port.To, en
 				pr.Out.Body = &body{r.Body, &sent}
 			}
 		},
-		ModifyResponse: func(res *http.Response) error { keepClose(w, r, res); return nil },
-		ErrorLog:       slog.NewLogLogger(cl.port.log.Handler(), slog.LevelDebug),
+		ModifyResponse: func(res *http.Response) error {
+			keepClose(w, r, res)
+			if res.ContentLength == 0 && r.ProtoMajor == 2 {
+				// The headers are all there is, and have to end the stream: gRPC has
+				// what is else in trailers in them. A flush would not let them.
+				proxy.FlushInterval = 0
+				if _, told := res.Header["Content-Length"]; !told {
+					w.Header()["Content-Length"] = nil
+				}
+			}
+			return nil
+		},
+		ErrorLog: slog.NewLogLogger(cl.port.log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
 			var refused *dialError
 			switch {
