@@ -13,6 +13,8 @@ require github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
 
 require github.com/creack/pty v1.1.24
 
+require github.com/coder/websocket v1.8.14
+
 require (
 	berth.dev/bus v0.0.0
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect

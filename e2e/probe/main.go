@@ -21,6 +21,7 @@
 //	probe halfclose ADDR            sends, closes its half, reads the echo to the end
 //	probe echo PORT|ADDR:PORT…      TCP and UDP echo server
 //	probe shout PORT|ADDR:PORT…     the same, but datagrams come back in capitals
+//	probe websocket URL N           N messages come back from a WebSocket echo server
 //	probe hash                      prints the SHA-256 of its stdin
 //	probe tree PATH…                prints all that lies there, with hashes
 //	probe environ                   prints the environment, values as hashes
@@ -147,6 +148,8 @@ func run(args []string) error {
 		return echo(args[1:], func(b []byte) []byte { return b })
 	case "shout":
 		return echo(args[1:], bytes.ToUpper)
+	case "websocket":
+		return webSocket(arg(1), arg(2))
 	case "hash":
 		h := sha256.New()
 		n, err := io.Copy(h, os.Stdin)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes sure that what Berth is built and tested with is here: Go, Docker's
 # client and a running engine, git, with "test" what the tests look at the host
-# with, and with "volumes" what the benchmark compares volumes with. Installs Debian packages where it may (root on Debian) and says
+# with and run through Berth, and with "volumes" what the benchmark compares
+# volumes with. Installs Debian packages where it may (root on Debian) and says
 # what is missing where it may not. Changes nothing when all is there.
 set -euo pipefail
 
@@ -61,6 +62,10 @@ test)
 	have iptables-save || missing+=(iptables)
 	have nft || missing+=(nftables)
 	have jq || missing+=(jq)
+	# Programs of others' making, which e2e runs through Berth.
+	have iperf3 || missing+=(iperf3)
+	have h2load || missing+=(nghttp2-client)
+	have nghttpd || missing+=(nghttp2-server)
 	[ ${#missing[@]} = 0 ] || install "${missing[@]}"
 	;;
 esac
