@@ -10,14 +10,14 @@ import (
 	"berth.dev/e2e/rig"
 )
 
-// Several connections with several handlers each, begun at once: all work, and
-// one quit ends all of them.
+// Many connections, begun in the same instant where there is no workspace, and many
+// handlers, begun likewise: all work, and one quit ends all of them.
 func TestMany(t *testing.T) {
-	const connections, handlers = 4, 12
+	const connections, handlers = 16, 50
 	ctl := rig.NewCtl(t, cluster)
-	connect(t, ctl, "--name", "many-0")
+	quitAtEnd(t, ctl)
 	var connecting []*rig.Proc
-	for i := 1; i < connections; i++ {
+	for i := range connections {
 		connecting = append(connecting, ctl.Start(t, "connect", "--docker", "--name", fmt.Sprint("many-", i)))
 	}
 	for _, p := range connecting {
@@ -33,8 +33,14 @@ func TestMany(t *testing.T) {
 			"--name", fmt.Sprint("berth-e2e-many-", i), probeImage, "serve", fmt.Sprint(":", 9100+i)))
 	}
 	rig.Eventually(t, 2*time.Minute, "all handlers are active", func(context.Context) (bool, string) {
+		for _, p := range handling {
+			if !p.Running() {
+				t.Fatalf("a handler ended: %s", p.Output())
+			}
+		}
 		r := ctl.Run(t, "status", "--output", "json")
-		return strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`) == handlers, r.String()
+		active := strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`)
+		return active == handlers, fmt.Sprint(active, " are")
 	})
 	for i := range handlers {
 		if r := ctl.Must(t, "curl", "--use", use(i), "-sS", fmt.Sprint("http://127.0.0.1:", 9100+i)); !strings.HasPrefix(r.Stdout, "probe\n") {

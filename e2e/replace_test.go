@@ -18,6 +18,13 @@ import (
 // labelled Berth's may be left on the engine.
 func connect(t *testing.T, ctl *rig.Ctl, args ...string) {
 	t.Helper()
+	quitAtEnd(t, ctl)
+	ctl.Must(t, append([]string{"connect", "--docker"}, args...)...)
+}
+
+// quitAtEnd ends what there is when the test ends, and checks that nothing is left.
+func quitAtEnd(t *testing.T, ctl *rig.Ctl) {
+	t.Helper()
 	t.Cleanup(func() {
 		r := (&rig.Ctl{Path: ctl.Path, Kubeconfig: ctl.Kubeconfig, Env: ctl.Env, Credential: ctl.Credential}).Run(t, "quit", "--all")
 		if r.Code != 0 {
@@ -27,7 +34,6 @@ func connect(t *testing.T, ctl *rig.Ctl, args ...string) {
 			t.Errorf("left after quit: %v", left)
 		}
 	})
-	ctl.Must(t, append([]string{"connect", "--docker"}, args...)...)
 }
 
 // answers probes until the frontend's answer, asked for inside the cluster,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,8 +23,9 @@ import (
 	"berth.dev/ctl/internal/workspace"
 )
 
-// connectWithin bounds the wait for a connection whose connector does not say
-// anything any more; connector itself gives up earlier, and says why.
+// connectWithin is after how long connector is asked whether the connection is
+// still coming: it waits for its turn where many come at once, and once it has it
+// connector itself gives up earlier than this, and says why.
 const connectWithin = 25 * time.Second
 
 type connectFlags struct {
@@ -310,7 +312,7 @@ func (a *App) tryOpen(ctx context.Context, at place, conn *bus.Conn, req command
 		}
 		defer tail.Stop()
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, connectWithin, fault.New(fault.Unavailable, "ctl quit --all", "not connected within %v, and the connector does not say why", connectWithin))
+	limited, cancel := whileComing(ctx, conn, rec.ID)
 	defer cancel()
 	err = busclient.Follow(limited, conn, tail, func(e event.Envelope) (bool, error) {
 		if !rep.Already {
@@ -347,6 +349,31 @@ func (a *App) tryOpen(ctx context.Context, at place, conn *bus.Conn, req command
 		}
 	}
 	return rec, false, err
+}
+
+// whileComing returns a context that ends with a fault when the connector does not
+// have the connection among those that are coming any more, and has not said why.
+func whileComing(ctx context.Context, conn *bus.Conn, id string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(connectWithin)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			one, done := context.WithTimeout(ctx, answerWithin)
+			state, err := bus.Call(one, conn, command.StateGet, "", command.None{})
+			done()
+			if err != nil || !slices.ContainsFunc(state.Connections, func(c command.Connection) bool { return c.ID == id && c.Phase != "connected" }) {
+				cancel(fault.New(fault.Unavailable, "ctl quit --all", "not connected within %v, and the connector does not say why", connectWithin))
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 func (a *App) connected(at place, rec command.Connection, c event.Connected, already bool) {

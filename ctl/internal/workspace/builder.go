@@ -37,6 +37,7 @@ func (w *Workspace) Builder(ctx context.Context, conn *bus.Conn) (io.ReadWriteCl
 func (w *Workspace) ensureBuilder(ctx context.Context, conn *bus.Conn) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready within %v", readyTimeout))
 	defer cancel()
+	var pace pacer
 	for {
 		p, err := w.Find(ctx)
 		switch {
@@ -63,7 +64,7 @@ func (w *Workspace) ensureBuilder(ctx context.Context, conn *bus.Conn) (string, 
 				return "", fault.New(fault.Unavailable, "ctl quit --all", "start the builder: %v", err)
 			}
 		}
-		if err := pause(ctx); err != nil {
+		if err := pace.pause(ctx); err != nil {
 			return "", fault.New(fault.Unavailable, "ctl quit --all", "start the builder: %v", err)
 		}
 	}
@@ -94,6 +95,7 @@ func (w *Workspace) startBuilder(ctx context.Context, connector string) (string,
 // awaitBuilder waits until builder shows that it lives.
 func (w *Workspace) awaitBuilder(ctx context.Context, conn *bus.Conn, id string) error {
 	live := subject.Live(subject.Builder, RunnerPresence)
+	var pace pacer
 	for {
 		one, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := conn.NC.RequestWithContext(one, live, nil)
@@ -104,7 +106,7 @@ func (w *Workspace) awaitBuilder(ctx context.Context, conn *bus.Conn, id string)
 		if in, ierr := w.Engine.API.ContainerInspect(ctx, id); errdefs.IsNotFound(ierr) || ierr == nil && in.State != nil && !in.State.Running {
 			return fault.New(fault.Unavailable, "ctl doctor", "the container %s ended at once", w.container(subject.Builder))
 		}
-		if perr := pause(ctx); perr != nil {
+		if perr := pace.pause(ctx); perr != nil {
 			return fault.New(fault.Unavailable, "ctl quit --all", "the builder does not answer: %v", err)
 		}
 	}

@@ -63,18 +63,13 @@ func (w *Workspace) create(ctx context.Context) (up *Up, err error) {
 			err = errors.Join(err, made.run(ctx))
 		}
 	}()
-	netID, created, err := w.ensureNetwork(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if created {
-		made = append(made, func(ctx context.Context) error { return w.removeNetwork(ctx, netID) })
-	}
 	cFiles, rFiles, cfg, err := w.keys()
 	if err != nil {
 		return nil, err
 	}
 	// The name is the lock: from here on this ctl, and no other, makes the rest.
+	// The network too, which engines let two make under one name; they ask for it
+	// when the container starts.
 	cID, err := w.createContainer(ctx, subject.Connector)
 	if errdefs.IsConflict(err) {
 		return nil, errRaced
@@ -83,6 +78,13 @@ func (w *Workspace) create(ctx context.Context) (up *Up, err error) {
 		return nil, err
 	}
 	made = append(made, func(ctx context.Context) error { return w.remove(ctx, cID, 0) })
+	netID, created, err := w.ensureNetwork(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if created {
+		made = append(made, func(ctx context.Context) error { return w.removeNetwork(ctx, netID) })
+	}
 
 	var cLog, rLog *tailLog
 	group, gctx := errgroup.WithContext(ctx)
@@ -109,7 +111,7 @@ func (w *Workspace) create(ctx context.Context) (up *Up, err error) {
 	}
 	ready, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready within %v", readyTimeout))
 	defer cancel()
-	conn, err := w.dial(ready, cID, cfg)
+	conn, err := w.dial(ready, cID, cfg, readyTimeout)
 	if err != nil {
 		return nil, died(w.container(subject.Connector), err, cLog)
 	}

@@ -19,6 +19,9 @@ import (
 // Stage is the name of the stage at which a workspace that does not come up fails.
 const Stage = "workspace"
 
+// settleTimeout bounds Ensure's turns: after it there is no other begun.
+const settleTimeout = 15 * time.Second
+
 // Up is a workspace that is up.
 type Up struct {
 	Conn    *bus.Conn
@@ -42,17 +45,18 @@ func (w *Workspace) Ensure(ctx context.Context) (*Up, error) {
 	})
 	err := group.Wait()
 	// Each turn mends one thing or waits for another ctl to.
-	for range 5 {
-		if err != nil {
-			break
-		}
+	var pace pacer
+	for began := time.Now(); err == nil && time.Since(began) < settleTimeout; {
 		var up *Up
 		up, err = w.attempt(ctx, parts)
 		switch {
 		case err == nil && up != nil:
 			return up, nil
 		case errors.Is(err, errRaced):
-			err = w.awaitOther(ctx)
+			// The engine keeps a name before there is anything to be seen of it.
+			if err = pace.pause(ctx); err == nil {
+				err = w.awaitOther(ctx)
+			}
 		}
 		if err == nil {
 			parts, err = w.Find(ctx)
@@ -81,15 +85,19 @@ func (w *Workspace) attempt(ctx context.Context, p Parts) (*Up, error) {
 		}
 		return nil, w.remove(ctx, p.Connector.ID, 0)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready within %v", readyTimeout))
-	defer cancel()
-	conn, state, err := w.join(limited, p.Connector.ID)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
+	conn, state, err := w.join(ctx, p.Connector.ID)
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case errors.Is(err, errSilent):
 		// It runs and does not answer: it is of no use to anybody.
 		return nil, w.Teardown(ctx)
+	case err != nil:
+		again, ferr := w.Find(ctx)
+		if ferr == nil && !again.Connector.same(p.Connector) {
+			return nil, nil // it ended meanwhile
+		}
+		return nil, err
 	}
 	if p.Connector.Version != w.Version {
 		conn.Close()
@@ -98,8 +106,9 @@ func (w *Workspace) attempt(ctx context.Context, p Parts) (*Up, error) {
 		}
 		return nil, w.Teardown(ctx)
 	}
-	// The runner of a workspace that is just being made is on its way.
-	limit := time.Second
+	// The runner of a workspace that is just being made is on its way, as long as
+	// others take for it: many at once, on a machine that is busy with all of them.
+	limit := max(time.Second, readyTimeout-time.Since(p.Connector.Created))
 	if p.Runner != nil && p.Runner.Running {
 		limit = readyTimeout
 	}
@@ -112,6 +121,9 @@ func (w *Workspace) attempt(ctx context.Context, p Parts) (*Up, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	if again, err := w.Find(ctx); err != nil || !again.Runner.same(p.Runner) {
+		return nil, err // it came, or went, meanwhile
+	}
 	if p.Runner != nil {
 		if err := w.remove(ctx, p.Runner.ID, 0); err != nil {
 			return nil, err
@@ -122,30 +134,38 @@ func (w *Workspace) attempt(ctx context.Context, p Parts) (*Up, error) {
 
 // join connects to a connector that runs and asks what it knows.
 func (w *Workspace) join(ctx context.Context, id string) (*bus.Conn, command.State, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, engineTimeout, fmt.Errorf("the engine took longer than %v", engineTimeout))
+	defer cancel()
 	var state command.State
 	var cfg bus.Config
 	// Its files come a moment after its name.
-	for {
+	var pace pacer
+	for began := time.Now(); ; {
 		var err error
 		if cfg, err = w.identity(ctx, id); err == nil {
 			break
 		}
-		if perr := pause(ctx); perr != nil {
+		if perr := pace.pause(ctx); perr != nil {
 			return nil, state, err
 		}
+		if time.Since(began) > readyTimeout {
+			return nil, state, fmt.Errorf("%w: %w", errSilent, err)
+		}
 	}
-	conn, err := w.dial(ctx, id, cfg)
+	conn, err := w.dial(ctx, id, cfg, readyTimeout)
 	if err != nil {
 		return nil, state, err
 	}
+	limited, cancelCall := context.WithTimeout(ctx, readyTimeout)
+	defer cancelCall()
 	for {
-		state, err = bus.Call(ctx, conn, command.StateGet, "", command.None{})
+		state, err = bus.Call(limited, conn, command.StateGet, "", command.None{})
 		if err == nil {
 			return conn, state, nil
 		}
-		if perr := pause(ctx); perr != nil {
+		if perr := pace.pause(limited); perr != nil {
 			conn.Close()
-			return nil, state, err
+			return nil, state, fmt.Errorf("%w: %w", errSilent, err)
 		}
 	}
 }
@@ -153,8 +173,9 @@ func (w *Workspace) join(ctx context.Context, id string) (*bus.Conn, command.Sta
 // awaitStart waits until a container that was created is started or gone. One
 // that stays as it is was left by a ctl that died in between.
 func (w *Workspace) awaitStart(ctx context.Context, id string) (started bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	var pace pacer
 	for {
 		in, err := w.Engine.API.ContainerInspect(ctx, id)
 		if err != nil {
@@ -166,7 +187,7 @@ func (w *Workspace) awaitStart(ctx context.Context, id string) (started bool, er
 		if in.State == nil || in.State.Status != container.StateCreated {
 			return false, nil
 		}
-		if pause(ctx) != nil {
+		if pace.pause(ctx) != nil {
 			return false, nil
 		}
 	}
@@ -176,6 +197,7 @@ func (w *Workspace) awaitStart(ctx context.Context, id string) (started bool, er
 func (w *Workspace) awaitOther(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("another ctl is creating the workspace and does not get on"))
 	defer cancel()
+	var pace pacer
 	for {
 		p, err := w.Find(ctx)
 		if err != nil {
@@ -192,7 +214,7 @@ func (w *Workspace) awaitOther(ctx context.Context) error {
 		if errdefs.IsNotFound(err) {
 			return nil // the other one gave up
 		}
-		if err := pause(ctx); err != nil {
+		if err := pace.pause(ctx); err != nil {
 			return fault.New(fault.Unavailable, "ctl quit --all", "%v", err)
 		}
 	}

@@ -19,26 +19,41 @@ import (
 const (
 	// readyTimeout bounds the wait for containers that have been started.
 	readyTimeout = 10 * time.Second
-	// probeEvery is the pause between two probes of something that is not ready.
+	// engineTimeout bounds the engine's part of reaching a connector. An engine at
+	// which many ctls are at work is slow, and connector is not to be taken for dead.
+	engineTimeout = 30 * time.Second
+	// startTimeout bounds the wait for a container that another ctl has created and
+	// is about to start.
+	startTimeout = 6 * time.Second
+	// probeEvery is the pause between two probes of something that is not ready,
+	// and probeLater that after a second of it.
 	probeEvery = 15 * time.Millisecond
+	probeLater = 200 * time.Millisecond
 	// RunnerPresence is the id under which runner holds its presence.
 	RunnerPresence = "default"
 )
 
-// dial connects to the bus in the connector's container and retries until ctx
-// ends, since the container's port opens before its server does.
+// errSilent says that a connector was asked and did not answer.
+var errSilent = errors.New("no answer")
+
+// dial connects to the bus in the connector's container and retries for as long as
+// limit, since the container's port opens before its server does; what the engine
+// takes to say where that is does not count. A connector that does not answer is
+// errSilent.
 //
 // The container's own address comes first where it can be dialled, on Linux: it
 // stays when the connector joins another network, while the engine may take the
 // published port down and up again then. The port is for engines in a virtual
 // machine, and the address again for a ctl in a container of its own.
-func (w *Workspace) dial(ctx context.Context, id string, cfg bus.Config) (*bus.Conn, error) {
+func (w *Workspace) dial(ctx context.Context, id string, cfg bus.Config, limit time.Duration) (*bus.Conn, error) {
 	var last error
+	var pace pacer
 	for {
 		places, err := w.places(ctx, id)
 		if err != nil {
 			return nil, errors.Join(err, last)
 		}
+		began := time.Now()
 		for _, p := range places {
 			cfg.URL = p.url
 			one, cancel := context.WithTimeout(ctx, p.patience)
@@ -51,8 +66,11 @@ func (w *Workspace) dial(ctx context.Context, id string, cfg bus.Config) (*bus.C
 				return nil, err
 			}
 		}
-		if err := pause(ctx); err != nil {
+		if err := pace.pause(ctx); err != nil {
 			return nil, fmt.Errorf("%w (last: %w)", err, last)
+		}
+		if limit -= time.Since(began); limit <= 0 {
+			return nil, fmt.Errorf("%w: %w", errSilent, last)
 		}
 	}
 }
@@ -114,6 +132,7 @@ func (w *Workspace) freePort() string {
 func Answers(ctx context.Context, conn *bus.Conn) (command.State, error) {
 	var state command.State
 	live := subject.Live(subject.Runner, RunnerPresence)
+	var pace pacer
 	for {
 		one, cancel := context.WithTimeout(ctx, 2*time.Second)
 		s, err := bus.Call(one, conn, command.StateGet, "", command.None{})
@@ -129,15 +148,27 @@ func Answers(ctx context.Context, conn *bus.Conn) (command.State, error) {
 		if missing == "" {
 			return state, nil
 		}
-		if perr := pause(ctx); perr != nil {
+		if perr := pace.pause(ctx); perr != nil {
 			return state, fmt.Errorf("%s: %w", missing, err)
 		}
 	}
 }
 
+// pacer spaces the probes of something that is not ready: close at first, when
+// most things are, and wide later, as who waits takes time from what is waited for.
+// The zero value is ready.
+type pacer struct{ first time.Time }
+
 // pause waits for the next probe, or returns ctx's error.
-func pause(ctx context.Context) error {
-	t := time.NewTimer(probeEvery)
+func (p *pacer) pause(ctx context.Context) error {
+	every := probeEvery
+	switch {
+	case p.first.IsZero():
+		p.first = time.Now()
+	case time.Since(p.first) > time.Second:
+		every = probeLater
+	}
+	t := time.NewTimer(every)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

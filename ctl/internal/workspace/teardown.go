@@ -107,6 +107,7 @@ func (w *Workspace) teardown(ctx context.Context, more ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, teardownTimeout)
 	defer cancel()
 	var last error
+	var pace pacer
 	for {
 		l, err := w.Leftovers(ctx, more...)
 		if err != nil {
@@ -118,7 +119,7 @@ func (w *Workspace) teardown(ctx context.Context, more ...string) error {
 		// Again until nothing is left: a runner that is still alive may create
 		// something while it is being stopped, and the engine removes in its own time.
 		last = w.removeAll(ctx, l, graceOf)
-		if err := pause(ctx); err != nil {
+		if err := pace.pause(ctx); err != nil {
 			return fault.New(fault.Unavailable, "docker rm -f; ctl gc", "not removed within %v: %s: %v", teardownTimeout, strings.Join(l.Names(), ", "), last)
 		}
 	}

@@ -102,6 +102,13 @@ type Part struct {
 	Version string
 	Image   string
 	Running bool
+	Created time.Time // by the engine's clock
+}
+
+// same reports whether both are the same container in the same state, or neither
+// is there.
+func (p *Part) same(q *Part) bool {
+	return p == q || p != nil && q != nil && p.ID == q.ID && p.Running == q.Running
 }
 
 // Parts are the workspace's own containers; nil for one that is not there.
@@ -115,7 +122,7 @@ func (w *Workspace) Find(ctx context.Context) (Parts, error) {
 		return p, fault.New(fault.Unavailable, "docker ps", "list the workspace's containers: %v", err)
 	}
 	for _, c := range list {
-		part := &Part{ID: c.ID, Image: c.Image, Version: c.Labels[LabelVersion], Running: c.State == container.StateRunning}
+		part := &Part{ID: c.ID, Image: c.Image, Version: c.Labels[LabelVersion], Running: c.State == container.StateRunning, Created: time.Unix(c.Created, 0)}
 		if len(c.Names) > 0 {
 			part.Name = strings.TrimPrefix(c.Names[0], "/")
 		}
@@ -146,13 +153,13 @@ func (w *Workspace) Connect(ctx context.Context, limit time.Duration) (*bus.Conn
 	if p.Connector == nil || !p.Connector.Running {
 		return nil, ErrDown()
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, engineTimeout, fmt.Errorf("the engine took longer than %v", engineTimeout))
 	defer cancel()
 	cfg, err := w.identity(ctx, p.Connector.ID)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := w.dial(ctx, p.Connector.ID, cfg)
+	conn, err := w.dial(ctx, p.Connector.ID, cfg, limit)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "ctl quit --all", "the connector in the container %s does not answer: %v", p.Connector.Name, err)
 	}

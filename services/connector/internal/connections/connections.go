@@ -71,6 +71,11 @@ const (
 	endWithin     = 70 * time.Second // engagements: their own limit is 60 s
 )
 
+// atOnce is how many connections come up at a time. More of them would not be up
+// sooner, as the engine makes one container after another, but each would wait for
+// all others, for longer than ConnectWithin.
+const atOnce = 4
+
 // Set is all connections. Its methods may be called concurrently.
 type Set struct {
 	w World
@@ -79,10 +84,14 @@ type Set struct {
 	byID map[string]*Live
 	done *recent
 	wg   sync.WaitGroup
+	// turns holds one for each connection that is coming up.
+	turns chan struct{}
 }
 
 // New returns an empty set.
-func New(w World) *Set { return &Set{w: w, byID: map[string]*Live{}, done: newRecent(256)} }
+func New(w World) *Set {
+	return &Set{w: w, byID: map[string]*Live{}, done: newRecent(256), turns: make(chan struct{}, atOnce)}
+}
 
 // Open accepts or refuses a connection. The same call again is accepted; the
 // same name with other options is refused.
@@ -99,7 +108,7 @@ func (s *Set) Open(ctx context.Context, req command.OpenConnection) (command.Acc
 		return command.Accepted{}, err
 	}
 	options := digest(req)
-	l := newLive(s.w, req, options, c, lk)
+	l := newLive(s.w, req, options, c, lk, s.turns)
 	s.mu.Lock()
 	already, err := s.conflict(req, options)
 	if already != "" || err != nil {

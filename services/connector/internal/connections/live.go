@@ -33,6 +33,9 @@ type Live struct {
 	work    sync.WaitGroup  // goroutines of what goes forward
 	undoing context.Context // the undoing; ends only when it is given up
 	giveUp  context.CancelFunc
+	turns   chan struct{} // of the Set; a send takes a turn
+	settled chan struct{} // closed when it is up, or is being undone
+	settle  func()
 
 	mu     sync.Mutex
 	state  connection.State
@@ -41,9 +44,9 @@ type Live struct {
 	lease  cluster.Ref    // once created
 }
 
-func newLive(w World, req command.OpenConnection, options string, c *cluster.Cluster, lk Link) *Live {
+func newLive(w World, req command.OpenConnection, options string, c *cluster.Cluster, lk Link, turns chan struct{}) *Live {
 	l := &Live{
-		w: w, req: req, Cluster: c, Link: lk, in: inbox.New[connection.Input](),
+		w: w, req: req, Cluster: c, Link: lk, turns: turns, settled: make(chan struct{}), in: inbox.New[connection.Input](),
 		log: w.Log.With("connection", req.ID),
 		state: connection.Begin(req.ID, event.ConnectionRequested{
 			Name: req.Name, Context: req.Context, Namespace: req.Namespace, Server: req.Server,
@@ -51,6 +54,7 @@ func newLive(w World, req command.OpenConnection, options string, c *cluster.Clu
 	}
 	l.forward, l.stop = context.WithCancel(context.Background())
 	l.undoing, l.giveUp = context.WithCancel(context.Background())
+	l.settle = sync.OnceFunc(func() { close(l.settled) })
 	return l
 }
 
@@ -82,14 +86,12 @@ func (l *Live) fail(stage event.Stage, err error) {
 	l.put(connection.Input{On: connection.CommandFailed, Error: fault.At(string(stage), err)})
 }
 
-// run is the connection's life, from both tracks' start to its terminal fact.
+// run is the connection's life, from its turn to come up to its terminal fact.
 func (l *Live) run() {
 	defer l.giveUp()
 	defer l.stop()
-	l.work.Go(l.startDaemon)
-	l.work.Go(l.checkCluster)
-	over := time.AfterFunc(ConnectWithin, func() { l.put(connection.Input{On: connection.TimeOver}) })
-	defer over.Stop()
+	defer l.settle()
+	l.work.Go(l.comeUp)
 	for {
 		in, err := l.in.Get(context.Background())
 		if err != nil {
@@ -98,6 +100,27 @@ func (l *Live) run() {
 		if l.take(in) == connection.Over {
 			return
 		}
+	}
+}
+
+// comeUp waits for its turn, starts both tracks and keeps the turn until they have
+// come to an end, or it took too long.
+func (l *Live) comeUp() {
+	select {
+	case l.turns <- struct{}{}:
+		defer func() { <-l.turns }()
+	case <-l.settled:
+		return
+	}
+	l.work.Go(l.startDaemon)
+	l.work.Go(l.checkCluster)
+	over := time.NewTimer(ConnectWithin)
+	defer over.Stop()
+	select {
+	case <-over.C:
+		l.put(connection.Input{On: connection.TimeOver})
+		<-l.settled
+	case <-l.settled:
 	}
 }
 
@@ -116,6 +139,9 @@ func (l *Live) take(in connection.Input) connection.Stage {
 	}
 	if d := next.Fact(say); d != nil {
 		l.tell(d)
+	}
+	if next.Stage == connection.Connected || next.Stage.Ending() {
+		l.settle()
 	}
 	l.carryOut(do)
 	return next.Stage
