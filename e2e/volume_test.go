@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -337,63 +334,6 @@ func TestVolumeWhosePodIsAway(t *testing.T) {
 	}
 }
 
-// telemount is killed while the handler reads and writes: nothing hangs, and the
-// handler, whose mounts are dead for good, ends with the cause, as does no other.
-// What it had is cleaned up, and the next one has its volumes.
-func TestVolumePluginKilled(t *testing.T) {
-	applyVols(t)
-	ctl := rig.NewCtl(t, cluster)
-	connect(t, ctl)
-	v := engageVols(t, ctl)
-	// Their volumes are not the plugin's.
-	var others []*rig.Proc
-	for _, args := range [][]string{
-		{"--", "sh", "-c", `while sleep 0.1; do cat "$BERTH_ROOT/etc/frontend-secret/token" >/dev/null || exit 1; done`},
-		{"--mount", "false", "--docker-run", "--", probeImage, "serve", ":1"},
-	} {
-		p := ctl.Start(t, append([]string{"ingest", "frontend-v1"}, args...)...)
-		rig.Eventually(t, time.Minute, "the ingest is active", func(context.Context) (bool, string) { return strings.Contains(p.Output(), "  active"), p.Output() })
-		others = append(others, p)
-	}
-	pid := pluginPID(t)
-	looped := make(chan string, 1)
-	go func() {
-		out, err := v.loops("/pv/killed")
-		looped <- fmt.Sprint(out, err)
-	}()
-	v.writes(t, "/pv/killed")
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	dockerIsQuick(t)
-	if r := v.p.Wait(t, 30*time.Second); r.Code != 1 || !strings.Contains(r.Stderr, "the volume plugin was killed") || !strings.Contains(r.Stderr, "try: ctl doctor") {
-		t.Errorf("want it said what has ended it, and what helps: %v", r)
-	}
-	t.Logf("ended after %v; the handler's loop: %s", time.Since(began).Round(time.Millisecond), <-looped)
-	dockerIsQuick(t)
-	rig.Eventually(t, 10*time.Second, "its volumes are unmounted and gone", func(context.Context) (bool, string) {
-		m, _ := os.ReadFile("/proc/self/mounts")
-		l := rig.Docker(t, "volume", "ls", "-q", "--filter", rig.Workspace)
-		return !strings.Contains(string(m), "/propagated-mount/") && len(l) == 0, fmt.Sprint(l)
-	})
-	if now := pluginPID(t); now == pid {
-		t.Error("the plugin was not killed")
-	}
-	if got, err := cluster.Exec(t.Context(), "default", podOf(t, "vols"), "app", "/probe", "cat", "/data/from-init"); err != nil || got != "hello" {
-		t.Errorf("the workload's own container: %q, %v", got, err)
-	}
-	v = engageVols(t, ctl)
-	if got := v.here(t, "cat", "/data/from-init"); got != "hello" {
-		t.Errorf("%q", got)
-	}
-	for _, p := range others {
-		if !p.Running() {
-			t.Errorf("an engagement without volumes of the plugin's has ended: %s", p.Output())
-		}
-	}
-}
-
 // dockerIsQuick: what people look at the engine with does not hang.
 func dockerIsQuick(t *testing.T) {
 	t.Helper()
@@ -447,42 +387,6 @@ func (v *vols) writes(t *testing.T, file string) {
 		out, err := cluster.Exec(ctx, "default", v.pod, "aside", "/probe", "hashof", file)
 		return err == nil && !strings.HasPrefix(out, "0 "), fmt.Sprint(out, err)
 	})
-}
-
-// pluginPID is the process of this engine's volume plugin, whatever else lies
-// around: the child of the shim that has its id, or a container's.
-func pluginPID(t *testing.T) int {
-	t.Helper()
-	if out, err := exec.Command("docker", "inspect", "--format", "{{.State.Pid}}", "berth-telemount").Output(); err == nil {
-		return rig.Number(t, string(out))
-	}
-	id := rig.Docker(t, "plugin", "inspect", "--format", "{{.ID}}", "telemount:latest")[0]
-	shims := regexp.MustCompile(`containerd-shim.*\x00-id\x00` + id + `\x00`)
-	var pid int
-	rig.Eventually(t, 30*time.Second, "the plugin's process", func(context.Context) (bool, string) {
-		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range all {
-			b, _ := os.ReadFile(f)
-			shim, err := os.ReadFile(filepath.Join("/proc", parentOf(filepath.Dir(f)), "cmdline"))
-			if err == nil && strings.HasPrefix(string(b), "/telemount\x00") && shims.Match(shim) {
-				pid = rig.Number(t, filepath.Base(filepath.Dir(f)))
-				return true, ""
-			}
-		}
-		return false, "of plugin " + id + ": is its engine on this machine?"
-	})
-	return pid
-}
-
-// parentOf reads it of a process's directory in /proc.
-func parentOf(dir string) string {
-	b, _ := os.ReadFile(filepath.Join(dir, "status"))
-	_, rest, _ := strings.Cut(string(b), "\nPPid:")
-	ppid, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(ppid)
 }
 
 // --mount and --docker-mount.

@@ -25,6 +25,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,7 +84,8 @@ type Set struct {
 	dial        Dialer
 	log         *slog.Logger
 	stop        context.CancelFunc // ends what Open has begun
-	telling     sync.WaitGroup
+	work        sync.WaitGroup     // what it and Close have
+	unmounted   chan struct{}      // one has been
 
 	mu  sync.Mutex
 	all map[string]*entry
@@ -102,7 +105,7 @@ const (
 // and mounts again what is in use. dial may be nil: then only volumes with the
 // option server can be mounted.
 func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
-	s := &Set{root: root, state: state, dial: dial, log: log, all: map[string]*entry{}}
+	s := &Set{root: root, state: state, dial: dial, log: log, unmounted: make(chan struct{}, 1), all: map[string]*entry{}}
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("make folder of mount points: %w", err)
 	}
@@ -120,6 +123,7 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
+	s.work.Go(func() { s.giveBack(ctx) })
 	s.tell(ctx, tellWithin, "was killed")
 	for name, e := range s.all {
 		if len(e.IDs) == 0 {
@@ -127,15 +131,35 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 		}
 		e.lost = maps.Clone(e.IDs)
 		log.Warn("this plugin was killed while the volume was in use: the containers that use it have to be restarted", "volume", name, "uses", len(e.lost))
-		go func() { // the engine must not wait for a cluster that is away
+		s.work.Go(func() { // the engine must not wait for a cluster that is away
 			e.lock.Lock()
 			defer e.lock.Unlock()
 			if err := s.mount(ctx, name, e); err != nil {
 				log.Warn("mount again", "volume", name, "err", err)
 			}
-		}()
+		})
 	}
 	return s, nil
+}
+
+// giveBack returns the memory of mounts that are gone. Each has had buffers of a
+// megabyte in pools of its own, which outlive it by two collections: many of them,
+// one after the other, put off the next collection further and further.
+func (s *Set) giveBack(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.unmounted:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second): // those of a handler go together
+		}
+		runtime.GC()
+		debug.FreeOSMemory()
+	}
 }
 
 func detach(root string) error {
@@ -170,7 +194,7 @@ func (s *Set) tell(ctx context.Context, within time.Duration, cause string) {
 	}
 	s.mu.Unlock()
 	for t := range used {
-		s.telling.Go(func() {
+		s.work.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, within)
 			defer cancel()
 			if err := s.dial.Lost(ctx, t, cause); err != nil { // of a connection that is gone, as a rule
@@ -183,9 +207,9 @@ func (s *Set) tell(ctx context.Context, within time.Duration, cause string) {
 // Close unmounts everything.
 func (s *Set) Close() {
 	s.stop()
-	s.telling.Wait()
+	s.work.Wait()
 	s.tell(context.Background(), byeWithin, "is ending")
-	s.telling.Wait()
+	s.work.Wait()
 	s.mu.Lock()
 	all := maps.Clone(s.all)
 	s.mu.Unlock()
@@ -451,6 +475,10 @@ func (s *Set) unmount(name string, e *entry) error {
 	e.m = nil
 	s.release(e)
 	_ = os.Remove(s.dir(name))
+	select {
+	case s.unmounted <- struct{}{}:
+	default:
+	}
 	return err
 }
 
