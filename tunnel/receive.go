@@ -9,7 +9,7 @@ import (
 
 // packetBacklog bounds the unread datagrams of a stream, in bytes; beyond it
 // they are dropped, as a socket would.
-const packetBacklog = 512 << 10
+const packetBacklog = 1 << 20
 
 // chunkQueue is a FIFO of received bytes.
 type chunkQueue struct {

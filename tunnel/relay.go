@@ -191,6 +191,7 @@ func RelayPackets(s *Stream, conn net.Conn, idle time.Duration) (sent, received 
 			_ = conn.Close()
 		})
 	}
+	tuneDatagrams(conn)
 	var passed atomic.Int64 // datagrams
 	if idle > 0 {
 		stop := onIdle(&passed, idle, func() { finish(nil) })

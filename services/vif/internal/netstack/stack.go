@@ -137,7 +137,7 @@ func (s *Stack) tune() error {
 		}
 	}
 	for _, o := range []any{
-		tcpip.ReceiveBufferSizeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20},
+		tcpip.ReceiveBufferSizeOption{Min: 4 << 10, Default: 4 << 20, Max: 8 << 20}, // of datagrams
 		tcpip.SendBufferSizeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20},
 	} {
 		if err := s.net.SetOption(o); err != nil {

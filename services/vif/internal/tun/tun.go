@@ -24,7 +24,13 @@ import (
 	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
-const cloneDevice = "/dev/net/tun"
+const (
+	cloneDevice = "/dev/net/tun"
+	// queue is how many packets wait for the reader. The kernel's 500 are not enough
+	// for as long as a busy machine does not let it run, and what is beyond is lost:
+	// datagrams, and SYNs when thousands connect at once.
+	queue = 4000
+)
 
 // Device is an open TUN. Any number of goroutines may write; each reader needs
 // a [Reader] of its own. Close makes them all return os.ErrClosed.
@@ -98,6 +104,10 @@ func (d *Device) setUp() error {
 	ifr.SetUint32(uint32(d.mtu))
 	if err := unix.IoctlIfreq(sock, unix.SIOCSIFMTU, ifr); err != nil {
 		return fmt.Errorf("set MTU %d of tun %q: %w", d.mtu, d.name, err)
+	}
+	ifr.SetUint32(queue)
+	if err := unix.IoctlIfreq(sock, unix.SIOCSIFTXQLEN, ifr); err != nil {
+		return fmt.Errorf("set queue of tun %q to %d: %w", d.name, queue, err)
 	}
 	return nil
 }
