@@ -113,9 +113,19 @@ func big() (out []string) {
 	return out
 }
 
+// numbered is a record for each number below n, of a format that is given it twice,
+// as a name and as the last two bytes of an address.
+func numbered(format string, n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf(format, i, i>>8, i&0xff))
+	}
+	return out
+}
+
 func newLab(t *testing.T) *lab {
+	cluster := append(big(), numbered("n%d.shop.svc.cluster.local. 5 IN A 10.9.%d.%d", 500)...)
 	l := &lab{
-		cluster: startNameserver(t, append(big(),
+		cluster: startNameserver(t, append(cluster,
 			"backend.shop.svc.cluster.local. 5 IN A 10.96.0.7",
 			"backend.other.svc.cluster.local. 5 IN A 10.96.0.8",
 			"pod-0.db.shop.svc.cluster.local. 5 IN A 10.244.0.9",
@@ -123,7 +133,7 @@ func newLab(t *testing.T) *lab {
 			"7.0.96.10.in-addr.arpa. 5 IN PTR backend.shop.svc.cluster.local.",
 			"container.shop.svc.cluster.local. 5 IN AAAA fd00::1",
 		)...),
-		up: startNameserver(t, "www.example.com. 60 IN A 192.0.2.1", "example.com. 60 IN A 192.0.2.2", "webserver. 60 IN A 172.18.0.9", "1.2.0.192.in-addr.arpa. 5 IN PTR www.example.com."),
+		up: startNameserver(t, append(numbered("n%d.example.com. 5 IN A 172.30.%d.%d", 500), "www.example.com. 60 IN A 192.0.2.1", "example.com. 60 IN A 192.0.2.2", "webserver. 60 IN A 172.18.0.9", "1.2.0.192.in-addr.arpa. 5 IN PTR www.example.com.")...),
 	}
 	near, far, err := farside.Pair(tunnel.Config{})
 	if err != nil {

@@ -5,6 +5,7 @@ package farside
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -22,6 +23,9 @@ type Far struct {
 	Alive func(a netip.Addr) bool
 	// Silent makes a destination swallow requests without an answer.
 	Silent func(h tunnel.Header) bool
+	// Itself makes the far side the echo server, without a socket, as for thousands
+	// of connections.
+	Itself func(h tunnel.Header) bool
 }
 
 // Pair is a session and its far end over a TCP connection on loopback.
@@ -63,6 +67,13 @@ func (f *Far) serve(ctx context.Context, r *tunnel.Request) {
 	}
 	if r.Header.Kind == tunnel.KindEcho {
 		f.echo(r)
+		return
+	}
+	if f.Itself != nil && f.Itself(r.Header) {
+		if st, err := r.Accept(); err == nil {
+			_, _ = io.Copy(st, st)
+			_ = st.Close()
+		}
 		return
 	}
 	dst, code := f.Translate(r.Header)

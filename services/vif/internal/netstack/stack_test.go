@@ -40,6 +40,7 @@ const (
 	denied      = "10.96.0.67"
 	silent      = "10.96.0.68"
 	dead        = "10.96.0.69" // does not answer echo requests
+	mirror      = "10.96.0.70" // the far side's own echo server
 	clusterCIDR = "10.96.0.0/16"
 	clusterV6   = "fd00:96::/64"
 )
@@ -76,6 +77,7 @@ func newWorld(t testing.TB, mtu int) *world {
 		},
 		Alive:  func(a netip.Addr) bool { return a.String() != dead },
 		Silent: func(h tunnel.Header) bool { return h.Dst.Addr().String() == silent },
+		Itself: func(h tunnel.Header) bool { return h.Dst.Addr().String() == mirror },
 	}
 	dev, err := tun.Create("berth-test", mtu)
 	if err != nil {
