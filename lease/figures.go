@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"strings"
 )
 
@@ -13,6 +14,7 @@ type Figures struct {
 	Goroutines int    `json:"goroutines"`
 	Files      int    `json:"files"`       // open descriptors
 	Memory     int64  `json:"memoryBytes"` // resident
+	Heap       int64  `json:"heapBytes"`   // of it what the last collection found in use
 	Streams    int    `json:"streams"`     // of its tunnel sessions
 }
 
@@ -20,6 +22,10 @@ type Figures struct {
 // does not tell is 0.
 func FiguresOf(process string, streams int) Figures {
 	f := Figures{Process: process, Goroutines: runtime.NumGoroutine(), Streams: streams}
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	if metrics.Read(live); live[0].Value.Kind() == metrics.KindUint64 {
+		f.Heap = int64(live[0].Value.Uint64())
+	}
 	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
 		f.Files = len(fds) - 1 // without that of the directory
 	}

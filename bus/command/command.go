@@ -570,6 +570,7 @@ type Process struct {
 	Goroutines  int    `json:"goroutines"`
 	Files       int    `json:"files"`       // open descriptors
 	MemoryBytes int64  `json:"memoryBytes"` // resident
+	HeapBytes   int64  `json:"heapBytes"`   // of it what the last collection found in use
 	Streams     int    `json:"streams"`     // of its tunnel sessions
 }
 

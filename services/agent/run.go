@@ -118,6 +118,7 @@ func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger)
 	h := health.New(func() bool { return (handler.Load() || app.Load()) && ctx.Err() == nil })
 	g.Go(func() error { return h.Serve(live, cfg.listen) })
 	g.Go(func() error { return l.Run(live) })
+	g.Go(func() error { lease.GiveBack(live); return nil })
 	g.Go(func() error {
 		defer end()
 		select {
@@ -182,6 +183,7 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 	defer end()
 	g, live := errgroup.WithContext(live)
 	g.Go(func() error { return l.Run(live) })
+	g.Go(func() error { lease.GiveBack(live); return nil })
 	if cfg.listen != "" {
 		h := health.New(b.Diverting)
 		g.Go(func() error { return h.Serve(live, cfg.listen) })

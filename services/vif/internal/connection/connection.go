@@ -154,6 +154,7 @@ func (c *Connection) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	g.Go(func() error { lease.GiveBack(ctx); return nil })
 	c.state(ctx, event.VIFStarted{Version: c.cfg.Version, Pin: string(c.cfg.Identity.Pin())})
 	<-ctx.Done()
 	svc.Stop()
@@ -331,7 +332,7 @@ func (c *Connection) figures(ctx context.Context, _ command.None) (command.Figur
 	}
 	var rep command.Figures
 	for _, f := range all {
-		rep.Processes = append(rep.Processes, command.Process{Process: f.Process, Goroutines: f.Goroutines, Files: f.Files, MemoryBytes: f.Memory, Streams: f.Streams})
+		rep.Processes = append(rep.Processes, command.Process{Process: f.Process, Goroutines: f.Goroutines, Files: f.Files, MemoryBytes: f.Memory, HeapBytes: f.Heap, Streams: f.Streams})
 	}
 	return rep, nil
 }

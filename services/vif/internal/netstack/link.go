@@ -102,10 +102,14 @@ func (l *link) read(ctx context.Context) error {
 		small.CapLength(len(head))
 		payload := buffer.MakeWithView(small)
 		small = buffer.NewViewSize(smallView)
-		if len(rest) > 0 {
+		switch {
+		case len(rest) > bigView/4:
 			big.CapLength(len(rest))
 			_ = payload.Append(big) // fails for a nil view only
 			big = buffer.NewViewSize(bigView)
+		case len(rest) > 0:
+			// What nobody reads would hold 64 KiB for each packet otherwise.
+			_ = payload.Append(buffer.NewViewWithData(rest))
 		}
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
 		pkt.RXChecksumValidated = true
