@@ -20,6 +20,7 @@
 //	probe srv NAME, probe ptr IP    prints what DNS says
 //	probe halfclose ADDR            sends, closes its half, reads the echo to the end
 //	probe echo PORT|ADDR:PORT…      TCP and UDP echo server
+//	probe echoed PROTO/ADDR…        echo servers at tcp/… and udp/… answer, refused/… refuses
 //	probe shout PORT|ADDR:PORT…     the same, but datagrams come back in capitals
 //	probe websocket URL N           N messages come back from a WebSocket echo server
 //	probe hash                      prints the SHA-256 of its stdin
@@ -146,6 +147,8 @@ func run(args []string) error {
 		return halfClose(arg(1))
 	case "echo":
 		return echo(args[1:], func(b []byte) []byte { return b })
+	case "echoed":
+		return echoed(args[1:])
 	case "shout":
 		return echo(args[1:], bytes.ToUpper)
 	case "websocket":
@@ -405,6 +408,26 @@ func halfClose(addr string) error {
 	}
 	if !bytes.Equal(got, sent) {
 		return fmt.Errorf("sent %d bytes, %d came back", len(sent), len(got))
+	}
+	return nil
+}
+
+// echoed asks echo servers, each as tcp/ADDRESS, udp/ADDRESS or refused/ADDRESS.
+func echoed(all []string) error {
+	for _, a := range all {
+		proto, addr, _ := strings.Cut(a, "/")
+		var err error
+		switch proto {
+		case "udp":
+			err = udp(addr, a, "")
+		case "refused":
+			err = run([]string{"refused", addr})
+		default:
+			err = halfClose(addr)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
 	}
 	return nil
 }

@@ -54,6 +54,10 @@ the connection: ctl quit stops it and says so. ctl's own flags stand before
 	return c
 }
 
+// createWithin is how long runner may take to create a container: it answers when
+// its ports and networks are there, for each of which the engine takes its time.
+const createWithin = time.Minute
+
 // dockerRun is Docker's own run command, whose container runner creates in the
 // connection's network.
 func (a *App) dockerRun(ctx context.Context, args []string) error {
@@ -86,6 +90,8 @@ func (a *App) dockerRun(ctx context.Context, args []string) error {
 			API: docker, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr, Args: args,
 		}, handlerrun.Hooks{
 			Create: func(ctx context.Context, spec handlerrun.Spec) (string, []string, error) {
+				ctx, cancel := context.WithTimeout(ctx, createWithin)
+				defer cancel()
 				r, err := bus.Call(ctx, s.conn, command.ContainerCreate, "", command.CreateContainer{Connection: rec.ID, Component: "docker-run", Handler: spec.Handler})
 				if err == nil {
 					for _, p := range r.Published { // with --output json too: there is no fact to tell it
