@@ -99,6 +99,10 @@ func rules(cmd *cobra.Command, handler bool) error {
 	if f := cmd.Flags().Lookup("rm"); f != nil && f.Changed && f.Value.String() == "false" {
 		return errors.New("--rm=false is not possible: the container is removed when it ends, with what it has of the connection")
 	}
+	// Docker's own words would be about a --rm that nobody gave.
+	if f := cmd.Flags().Lookup("restart"); f != nil && f.Changed && f.Value.String() != "no" {
+		return errors.New("--restart cannot be used here: the container is removed when it ends (--rm), with what it has of the connection")
+	}
 	implied := map[string]string{"rm": "true"}
 	if handler {
 		if d, err := cmd.Flags().GetBool("detach"); err == nil && d {

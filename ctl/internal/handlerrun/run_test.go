@@ -86,7 +86,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"--rm=false", scratch}, "--rm=false"},
 		{[]string{"--no-such-flag", scratch}, "--no-such-flag"},
 		{[]string{"-i"}, "no image"},
-		{[]string{"--restart", "always", scratch}, "conflicting options"},
+		{[]string{"--restart", "always", scratch}, "--restart cannot be used here: "},
 		{[]string{"-p", "nonsense", scratch}, "nonsense"},
 		{[]string{"UPPER/case"}, "reference"},
 	} {

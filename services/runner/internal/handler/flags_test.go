@@ -42,6 +42,7 @@ func given(config, host, nets string) command.Handler {
 }
 
 func TestFlags(t *testing.T) {
+	tried := map[string]bool{}
 	for _, x := range []struct {
 		name, config, host, nets string
 		refused                  []string // flags; none: accepted
@@ -89,11 +90,17 @@ func TestFlags(t *testing.T) {
 					t.Errorf("no reason in %q", part)
 				}
 				named = append(named, flag)
+				tried[flag] = tried[flag] || slices.ContainsFunc(refusals(), func(r refusal) bool { return r.flag == flag && r.why == why })
 			}
 			if !slices.Equal(named, x.refused) {
 				t.Errorf("names %q, want %q", named, x.refused)
 			}
 		})
+	}
+	for _, r := range refusals() {
+		if !tried[r.flag] {
+			t.Errorf("%s is in the table of what is refused, and its message is not tried", r.flag)
+		}
 	}
 }
 
