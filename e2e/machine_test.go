@@ -87,6 +87,17 @@ func testAnyProgram(t *testing.T, m *rig.Machine) {
 	if r := m.Ctl.Must(t, "ingest", "frontend-v1", "--", "env"); !strings.Contains(r.Stdout, "GREETING=hello") {
 		t.Errorf("%v", r)
 	}
+	// Its volumes come with it.
+	if r := m.Ctl.Must(t, "ingest", "frontend-v1", "--mount", "true", "--", "sh", "-c", `cat "$BERTH_ROOT/etc/frontend-secret/token"; touch "$BERTH_ROOT/data/x" || true`); !strings.Contains(r.Stdout, "not-so-secret-canary") || !strings.Contains(r.Stderr, "Read-only") {
+		t.Errorf("%v", r)
+	}
+	if r := m.Ctl.Must(t, "replace", "frontend-v1", "--wait", "none", "--", "sh", "-c", `echo written >"$BERTH_ROOT/data/x" && cat "$BERTH_ROOT/data/x"`); !strings.Contains(r.Stdout, "written") {
+		t.Errorf("%v", r)
+	}
+	restored(t)
+	if out, err := m.Run("grep", "fuse.berth", "/proc/self/mounts"); err == nil {
+		t.Errorf("still mounted: %s", out)
+	}
 	if r := m.Ctl.Must(t, "quit"); !strings.Contains(r.Stdout, "disconnected") {
 		t.Errorf("%v", r)
 	}
@@ -98,6 +109,9 @@ func testContainersOnHost(t *testing.T, m *rig.Machine) {
 	t.Helper()
 	m.Load("frontend-v2")
 	m.Ctl.Must(t, "connect")
+	if r := m.Ctl.Run(t, "ingest", "frontend-v1", "--mount", "true", "--docker-run", "--", "frontend-v2"); r.Code != 1 || !strings.Contains(r.Stderr, "ctl connect --docker") {
+		t.Errorf("volumes, which a container has not yet: %v", r)
+	}
 	p := m.Ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
 	if body := answers(t, time.Minute, "frontend v2"); !strings.Contains(body, "backend: hello from the backend") || !strings.Contains(body, "GREETING=hello") {
 		t.Errorf("%q", body)

@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -85,7 +88,7 @@ func (v *vols) active() {
 func (v *vols) exec(limit time.Duration, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	ids, err := exec.CommandContext(ctx, "docker", "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=handler", "--filter", "name=intercept-vols").Output()
+	ids, err := exec.CommandContext(ctx, "docker", "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=handler", "--filter", "name=vols").Output()
 	if err != nil {
 		return "", err
 	}
@@ -202,6 +205,7 @@ func TestVolumes(t *testing.T) {
 			t.Error(got)
 		}
 	})
+	t.Run("bad volumes", func(t *testing.T) { badVolumes(t, v) })
 	t.Run("no secret anywhere else", func(t *testing.T) { noCanary(t, v) })
 	t.Run("volumes end with the handler", func(t *testing.T) {
 		ctl.Must(t, "leave", "vols")
@@ -212,13 +216,78 @@ func TestVolumes(t *testing.T) {
 		if m, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(m), "fuse.berth") {
 			t.Error("something is still mounted")
 		}
+		noCanaryLeft(t)
 	})
 }
+
+// badVolumes are volumes made by hand that the plugin refuses, or cannot mount:
+// it says why, and gives nothing of another engagement, or of what is no volume.
+func badVolumes(t *testing.T, v *vols) {
+	t.Helper()
+	good := map[string]string{}
+	name := rig.Docker(t, "volume", "ls", "-q", "--filter", rig.Workspace)[0]
+	if err := json.Unmarshal([]byte(strings.Join(rig.Docker(t, "volume", "inspect", "--format", "{{json .Options}}", name), " ")), &good); err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Repeat("0", len(good["pin"]))
+	for _, x := range []struct{ option, value, want string }{
+		{"colour", "red", "unknown option"},
+		{"path", "/data/../etc", "absolute and clean"},
+		{"timeout", "1ns", "want 100ms to 1h"},
+		{"path", "/etc", "no such file or directory"}, // no mount, though a folder of the container's
+		{"path", "/data/nested/..data", "no such file or directory"},
+		{"path", "/etc/one.conf", "single file"},
+		{"engagement", "e-of-another", "no engagement e-of-another"},
+		{"pin", other, "key"},
+	} {
+		t.Run(x.option+"="+x.value, func(t *testing.T) {
+			create := []string{"volume", "create", "-d", "telemount:latest"}
+			for k, o := range good {
+				if k != x.option {
+					create = append(create, "-o", k+"="+o)
+				}
+			}
+			const bad = "berth-e2e-bad"
+			t.Cleanup(func() { _ = exec.Command("docker", "volume", "rm", "-f", bad).Run() })
+			out, err := exec.Command("docker", append(create, "-o", x.option+"="+x.value, bad)...).CombinedOutput()
+			if err == nil {
+				out, err = exec.Command("docker", "run", "--rm", "-v", bad+":/x:nocopy", probeImage, "tree", "/x").CombinedOutput()
+			}
+			if err == nil || !strings.Contains(string(out), x.want) {
+				t.Errorf("%v, and it says %q, want %q", err, out, x.want)
+			}
+		})
+	}
+	// A symlink that leads out is the handler's to follow, in its own files.
+	v.there(t, "link", "/etc/passwd", "/data/out")
+	if out, err := v.exec(time.Minute, "cat", "/data/out"); err == nil || !strings.Contains(out, "no such file") {
+		t.Errorf("a symlink out of the volume: %q, %v", out, err)
+	}
+}
+
+// noCanaryLeft looks for the secret's values in the files of an engine of this
+// machine when the handler has gone.
+func noCanaryLeft(t *testing.T) {
+	t.Helper()
+	root := rig.Docker(t, "info", "--format", "{{.DockerRootDir}}")[0]
+	if _, err := os.Stat(filepath.Join(root, "containers")); err != nil {
+		t.Logf("the engine's files are not searched: %v", err)
+		return
+	}
+	for _, value := range []string{canary + "-volume", canary + "-env"} {
+		out, err := exec.Command("grep", "-rlF", "--devices=skip", value, filepath.Join(root, "containers"), filepath.Join(root, "plugins"), "/run", "/dev/shm").Output()
+		var code *exec.ExitError
+		if len(out) > 0 || err != nil && !errors.As(err, &code) {
+			t.Errorf("%v: the secret is in %s", err, out)
+		}
+	}
+}
+
+var canary = "canary-7f3a9c" // with what follows in testdata/volumes.yaml, in no binary
 
 // noCanary looks for the secret's values wherever they must not be.
 func noCanary(t *testing.T, v *vols) {
 	t.Helper()
-	const canary = "canary-7f3a9c"
 	if got := v.here(t, "cat", "/etc/vols-secret/password"); !strings.HasPrefix(got, canary) {
 		t.Fatalf("the canary is not where it belongs: %q", got)
 	}
@@ -428,10 +497,31 @@ func TestVolumeFlags(t *testing.T) {
 	}
 }
 
-// An ingest has the volumes too, and may not write to any; an intercept may.
+// An ingest has environment and volumes too, and may not write to any; an
+// intercept may.
 func TestVolumesBeside(t *testing.T) {
+	applyVols(t)
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
+	v := &vols{t: t, ctl: ctl, p: ctl.Start(t, "ingest", "vols", "--container", "app", "--docker-run", "--", probeImage, "serve", ":1")}
+	v.active()
+	v.pod = podOf(t, "vols")
+	app := func(args ...string) string {
+		out, err := cluster.Exec(t.Context(), "default", v.pod, "app", append([]string{"/probe"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if got, want := environment(v.here(t, "environ")), environment(app("environ")); got != want || want == "" {
+		t.Errorf("the handler has\n%s\nthe container has\n%s", got, want)
+	}
+	all := append([]string{"tree"}, slices.DeleteFunc(slices.Clone(dirs), func(d string) bool { return d == "/pv" })...) // other tests leave much there
+	if got, want := v.here(t, all...), app(all...); got != want || !strings.Contains(want, "serviceaccount/..data -> ") {
+		t.Errorf("the handler has\n%s\nthe container has\n%s", got, want)
+	}
+	ctl.Must(t, "leave", "vols")
+	v.p.Wait(t, time.Minute)
 	for _, x := range []struct {
 		args []string
 		want string

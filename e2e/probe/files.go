@@ -50,6 +50,8 @@ func filesWord(args []string) (known bool, err error) {
 		return true, err
 	case "put":
 		return true, os.WriteFile(arg(1), []byte(arg(2)), 0o644)
+	case "link":
+		return true, os.Symlink(arg(1), arg(2))
 	case "loop":
 		return true, loop(arg(1), time.Duration(n)*time.Second)
 	case "whoami":

@@ -27,7 +27,7 @@
 //	probe tree PATH…                prints all that lies there, with hashes
 //	probe environ                   prints the environment, values as hashes
 //	probe write FILE BYTES          random bytes, synced; prints their hash
-//	probe hashof FILE, probe cat FILE, probe put FILE TEXT
+//	probe hashof FILE, probe cat FILE, probe put FILE TEXT, probe link TARGET FILE
 //	probe fill FILE BYTES           a disk that is too small says ENOSPC
 //	probe loop FILE SECONDS         writes, syncs and reads records; none is torn
 //	probe whoami                    asks the API server, with client-go
