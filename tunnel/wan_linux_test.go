@@ -38,7 +38,7 @@ func BenchmarkWAN(b *testing.B) {
 					{"raw", 0, 1}, {"1session", 1, 1}, {"raw-4flows", 0, 4}, {"1session-4flows", 1, 4}, {"2sessions-4flows", 2, 4}, {"4sessions-4flows", 4, 4},
 				} {
 					b.Run(fmt.Sprintf("%s/rtt=%v/loss=%.0f%%/%s", congestion, rtt, loss*100, d.name), func(b *testing.B) {
-						benchWAN(b, path, d.sessions, d.flows)
+						benchWAN(b, path, d.sessions, d.flows, Config{})
 					})
 				}
 			}
@@ -46,7 +46,21 @@ func BenchmarkWAN(b *testing.B) {
 	}
 }
 
-func benchWAN(b *testing.B, path wan.Path, sessions, flows int) {
+// BenchmarkWANWindows makes the table of windows there: one flow on one session over a
+// path without losses, with windows that may grow to so much; 256 KiB is a fixed one.
+//
+//	go test -run '^$' -bench WANWindows -benchtime 1x .     some 40 seconds, as root
+func BenchmarkWANWindows(b *testing.B) {
+	for _, rtt := range []time.Duration{0, 20 * time.Millisecond, 80 * time.Millisecond} {
+		for _, most := range []int{256 << 10, 1 << 20, 4 << 20, 16 << 20} {
+			b.Run(fmt.Sprintf("rtt=%v/most=%dKiB", rtt, most>>10), func(b *testing.B) {
+				benchWAN(b, wan.Path{Delay: rtt / 2, Congestion: "bbr"}, 1, 1, Config{MaxWindow: most})
+			})
+		}
+	}
+}
+
+func benchWAN(b *testing.B, path wan.Path, sessions, flows int, cfg Config) {
 	n, err := wan.New(path)
 	if errors.Is(err, os.ErrPermission) {
 		b.Skip(err)
@@ -55,7 +69,7 @@ func benchWAN(b *testing.B, path wan.Path, sessions, flows int) {
 		b.Fatal(err)
 	}
 	defer n.Close()
-	open, done := wanOpener(b, n, path.Congestion, sessions)
+	open, done := wanOpener(b, n, path.Congestion, sessions, cfg)
 	defer done()
 	for range b.N {
 		measureWAN(b, open, flows)
@@ -64,7 +78,7 @@ func benchWAN(b *testing.B, path wan.Path, sessions, flows int) {
 
 // wanOpener returns what opens a flow to benchServer: the i-th on session i modulo
 // their number.
-func wanOpener(b *testing.B, n *wan.Network, congestion string, sessions int) (open func(i int) net.Conn, done func()) {
+func wanOpener(b *testing.B, n *wan.Network, congestion string, sessions int, cfg Config) (open func(i int) net.Conn, done func()) {
 	l, err := n.Listen()
 	if err != nil {
 		b.Fatal(err)
@@ -105,7 +119,7 @@ func wanOpener(b *testing.B, n *wan.Network, congestion string, sessions int) (o
 		if err != nil {
 			b.Fatal(err)
 		}
-		client, server := tlsSessions(b, near, c, Config{})
+		client, server := tlsSessions(b, near, c, cfg)
 		setCongestion(b, near, congestion) // sessions choose their own
 		setCongestion(b, c, congestion)
 		go serve(server, func(st *Stream) { benchServer(st) })
