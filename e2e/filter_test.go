@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"berth.dev/e2e/rig"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // alternating asks for the frontend inside the cluster, n times, over connections
@@ -17,7 +21,13 @@ import (
 // returns who answered whom, and how often.
 func alternating(ctx context.Context, t *testing.T, n int) (string, error) {
 	t.Helper()
-	out, err := cluster.Exec(ctx, "default", podOf(t, "echo"), "other", "/probe", "alternate", "http://frontend-v1", fmt.Sprint(n), "alice", "bob", "carol")
+	return alternatingAt(ctx, t, "http://frontend-v1", n)
+}
+
+// alternatingAt asks another URL.
+func alternatingAt(ctx context.Context, t *testing.T, url string, n int) (string, error) {
+	t.Helper()
+	out, err := cluster.Exec(ctx, "default", podOf(t, "echo"), "other", "/probe", "alternate", url, fmt.Sprint(n), "alice", "bob", "carol")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, ", "), err
@@ -90,6 +100,61 @@ func TestFilters(t *testing.T) {
 	interrupt(bob)
 	if got, err := alternating(t.Context(), t, 12); err != nil || got != "alice frontend v1: 4, bob frontend v1: 4, carol frontend v1: 4" {
 		t.Errorf("after all have left: %s, %v", got, err)
+	}
+	check()
+}
+
+// A filter on four replicas: of the requests that come to any of them, by connections
+// that stay, each goes to its side; again so by new agents and by a new manager, and to
+// the app alone after the end. No pod is restarted.
+func TestFiltersKill(t *testing.T) {
+	ctl := rig.NewCtl(t, cluster)
+	answers(t, time.Minute, "frontend v1")
+	connect(t, ctl)
+	scale := func(ctx context.Context, replicas int) {
+		t.Helper()
+		if _, err := cluster.Kube.AppsV1().Deployments("default").Patch(ctx, "frontend-v1", types.StrategicMergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Settle(ctx, "default", "frontend-v1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { scale(context.Background(), 1) })
+	scale(t.Context(), 4)
+	check := untouched(t)
+
+	alice := begin(t, ctl, "intercept", "frontend-v1", "--port", "9301:http", "--http-header", "x-dev=alice", "--docker-run", "--", probeImage, "says", "alice", "9301")
+	// Each pod is asked by itself: by the Service, one without an agent could go unseen.
+	settled := func(after string) {
+		t.Helper()
+		pods, err := cluster.Kube.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=frontend-v1"})
+		if err != nil || len(pods.Items) != 4 {
+			t.Fatalf("want four pods: %v, %v", pods, err)
+		}
+		for _, p := range pods.Items {
+			rig.Eventually(t, 2*time.Minute, after+": "+p.Name+" splits", func(ctx context.Context) (bool, string) {
+				got, err := alternatingAt(ctx, t, "http://"+net.JoinHostPort(p.Status.PodIP, "8080"), 12)
+				return err == nil && got == "alice alice: 4, bob frontend v1: 4, carol frontend v1: 4", fmt.Sprint(got, err) + alice.Output()
+			})
+		}
+		rig.Eventually(t, 2*time.Minute, after+": all requests of 1,200 come to their side", func(ctx context.Context) (bool, string) {
+			got, err := alternating(ctx, t, 1200)
+			return err == nil && got == "alice alice: 400, bob frontend v1: 400, carol frontend v1: 400", fmt.Sprint(got, err)
+		})
+	}
+	settled("begun")
+	killInCluster(t, "default", "app=frontend-v1", "agent") // on the dev cluster all four
+	settled("the agents killed")
+	killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager")
+	settled("the manager killed")
+	if !alice.Running() {
+		t.Errorf("the engagement ended: %s", alice.Output())
+	}
+	ctl.Must(t, "leave", "frontend-v1")
+	alice.Wait(t, time.Minute)
+	if got, err := alternating(t.Context(), t, 120); err != nil || got != "alice frontend v1: 40, bob frontend v1: 40, carol frontend v1: 40" {
+		t.Errorf("after the end: %s, %v", got, err)
 	}
 	check()
 }
