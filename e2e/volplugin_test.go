@@ -37,12 +37,7 @@ func TestVolumePluginKilled(t *testing.T) {
 		others = append(others, p)
 	}
 	pid := pluginPID(t)
-	looped := make(chan string, 1)
-	go func() {
-		out, err := v.loops("/pv/killed")
-		looped <- fmt.Sprint(out, err)
-	}()
-	v.writes(t, "/pv/killed")
+	looped := v.loops(t, "/pv/killed", "100")
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

@@ -341,15 +341,7 @@ func TestVolumeFollowsThePod(t *testing.T) {
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 	v := engageVols(t, ctl)
-	done := make(chan string, 1)
-	go func() {
-		out, err := v.exec(2*time.Minute, "loop", "/pv/loop", "20")
-		if err != nil {
-			out = err.Error()
-		}
-		done <- out
-	}()
-	v.writes(t, "/pv/loop")
+	done := v.loops(t, "/pv/loop", "20")
 	if err := cluster.DeletePods(t.Context(), "default", "app=vols"); err != nil {
 		t.Fatal(err)
 	}
@@ -422,20 +414,14 @@ func TestVolumesWhenVIFIsKilled(t *testing.T) {
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 	v := engageVols(t, ctl)
-	looping := make(chan struct{})
-	go func() {
-		defer close(looping)
-		out, err := v.loops("/pv/killed")
-		t.Log(out, err)
-	}()
-	v.writes(t, "/pv/killed")
+	looped := v.loops(t, "/pv/killed", "100")
 	ids := rig.Docker(t, "ps", "-q", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=daemon")
 	rig.Docker(t, append([]string{"kill", "--signal", "KILL"}, ids...)...)
 	dockerIsQuick(t)
 	if r := v.p.Wait(t, 2*time.Minute); r.Code == 0 {
 		t.Errorf("want an exit code that tells of the end: %v", r)
 	}
-	<-looping
+	t.Logf("the handler's loop: %s", <-looped)
 	rig.Eventually(t, 30*time.Second, "all is unmounted and gone", func(context.Context) (bool, string) {
 		dockerIsQuick(t)
 		m, _ := os.ReadFile("/proc/self/mountinfo")
@@ -444,18 +430,24 @@ func TestVolumesWhenVIFIsKilled(t *testing.T) {
 	})
 }
 
-// loops has the handler write, sync and read.
-func (v *vols) loops(file string) (string, error) {
-	return v.exec(2*time.Minute, "loop", file, "100")
-}
-
-// writes waits until there is something of that in the pod.
-func (v *vols) writes(t *testing.T, file string) {
+// loops has the handler write, sync and read records for so many seconds, and
+// returns when the first are in the pod, with what will have become of it.
+func (v *vols) loops(t *testing.T, file, seconds string) <-chan string {
 	t.Helper()
+	v.there(t, "put", file, "") // another test's records are none of it
+	done := make(chan string, 1)
+	go func() {
+		out, err := v.exec(2*time.Minute, "loop", file, seconds)
+		if err != nil {
+			out = err.Error()
+		}
+		done <- out
+	}()
 	rig.Eventually(t, time.Minute, "the handler writes", func(ctx context.Context) (bool, string) {
 		out, err := cluster.Exec(ctx, "default", v.pod, "aside", "/probe", "hashof", file)
 		return err == nil && !strings.HasPrefix(out, "0 "), fmt.Sprint(out, err)
 	})
+	return done
 }
 
 // --mount and --docker-mount.
