@@ -141,7 +141,15 @@ const (
 
 // State asks the engine.
 func (e Engine) State(ctx context.Context) (Status, error) {
+	s, _, err := e.look(ctx)
+	return s, err
+}
+
+// look also says which plugin that is. What is removed is named by that: under the
+// name another may be by then, somebody else's.
+func (e Engine) look(ctx context.Context) (s Status, id string, err error) {
 	var p struct {
+		ID      string `json:"Id"`
 		Enabled bool
 		Config  struct {
 			Env []struct {
@@ -150,14 +158,14 @@ func (e Engine) State(ctx context.Context) (Status, error) {
 			}
 		}
 	}
-	err := e.call(ctx, "GET", "/plugins/"+Name+"/json", nil, &p)
+	err = e.call(ctx, "GET", "/plugins/"+Name+"/json", nil, &p)
 	if asAPI(err).is(http.StatusNotFound) {
-		return Status{}, nil
+		return Status{}, "", nil
 	}
 	if err != nil {
-		return Status{}, fmt.Errorf("inspect plugin: %w", err)
+		return Status{}, "", fmt.Errorf("inspect plugin: %w", err)
 	}
-	s := Status{Installed: true, Enabled: p.Enabled}
+	s = Status{Installed: true, Enabled: p.Enabled}
 	for _, v := range p.Config.Env {
 		switch {
 		case v.Value == nil:
@@ -167,7 +175,7 @@ func (e Engine) State(ctx context.Context) (Status, error) {
 			s.Pin = *v.Value
 		}
 	}
-	return s, nil
+	return s, p.ID, nil
 }
 
 // Install makes sure that the plugin of c's version is installed and enabled,
@@ -194,11 +202,12 @@ func (e Engine) Install(ctx context.Context, c Contents) (Status, error) {
 
 // install is one attempt; again says that somebody else may be at it.
 func (e Engine) install(ctx context.Context, c Contents, packed []byte) (s Status, again bool, err error) {
-	if s, err = e.State(ctx); err != nil {
+	s, id, err := e.look(ctx)
+	if err != nil {
 		return s, false, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	if s.Installed && (s.Version != c.Version || s.Pin == "") {
-		err := e.remove(ctx, s, false)
+		err := e.remove(ctx, s, id, false)
 		if err != nil && strings.Contains(err.Error(), "in use") {
 			return s, false, fmt.Errorf("%w, and of version %s: %w", ErrInUse, s.Version, err)
 		}
@@ -212,27 +221,32 @@ func (e Engine) install(ctx context.Context, c Contents, packed []byte) (s Statu
 		if err := e.call(ctx, "POST", "/plugins/create?name="+url.QueryEscape(Name), bytes.NewReader(packed), nil); err != nil {
 			return s, strings.Contains(err.Error(), "already exists"), fmt.Errorf("%w: create: %w", ErrRefused, err)
 		}
-		s = Status{Installed: true, Version: c.Version, Pin: c.Pin}
+		if s, id, err = e.look(ctx); err == nil && !s.Installed {
+			err = errors.New("somebody has removed it")
+		}
+		if err != nil {
+			return s, true, fmt.Errorf("%w: look at what was created: %w", ErrRefused, err)
+		}
 	}
-	s, err = e.enable(ctx, s, mine)
+	s, err = e.enable(ctx, s, id, mine)
 	return s, err != nil && !mine, err
 }
 
 // enable enables the plugin; one that this call has made and that does not start
 // is removed.
-func (e Engine) enable(ctx context.Context, s Status, mine bool) (Status, error) {
+func (e Engine) enable(ctx context.Context, s Status, id string, mine bool) (Status, error) {
 	if s.Enabled {
 		return s, nil
 	}
 	// The timeout is that of every later call, and a call that runs into it is
 	// repeated without its body: so longer than telemount takes for any.
-	err := e.call(ctx, "POST", "/plugins/"+Name+"/enable?timeout=60", nil, nil)
+	err := e.call(ctx, "POST", "/plugins/"+id+"/enable?timeout=60", nil, nil)
 	if err == nil || strings.Contains(err.Error(), "already enabled") {
 		s.Enabled = true
 		return s, nil
 	}
 	if mine {
-		_ = e.call(context.WithoutCancel(ctx), "DELETE", "/plugins/"+Name+"?force=1", nil, nil)
+		_ = e.call(context.WithoutCancel(ctx), "DELETE", "/plugins/"+id+"?force=1", nil, nil)
 		s = Status{}
 	}
 	return s, fmt.Errorf("%w: enable: %w", ErrRefused, err)
@@ -241,37 +255,37 @@ func (e Engine) enable(ctx context.Context, s Status, mine bool) (Status, error)
 // Remove disables and removes the plugin, even while volumes are in use. One that
 // is not there is no error.
 func (e Engine) Remove(ctx context.Context) error {
-	s, err := e.State(ctx)
+	s, id, err := e.look(ctx)
 	if err != nil || !s.Installed {
 		return err
 	}
-	return e.remove(ctx, s, true)
+	return e.remove(ctx, s, id, true)
 }
 
 // RemoveUnused is Remove, but fails with ErrInUse while a container uses a volume.
 func (e Engine) RemoveUnused(ctx context.Context) error {
-	s, err := e.State(ctx)
+	s, id, err := e.look(ctx)
 	if err != nil || !s.Installed {
 		return err
 	}
-	if err := e.remove(ctx, s, false); err != nil {
+	if err := e.remove(ctx, s, id, false); err != nil {
 		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	return nil
 }
 
-func (e Engine) remove(ctx context.Context, s Status, force bool) error {
+func (e Engine) remove(ctx context.Context, s Status, id string, force bool) error {
 	q := ""
 	if force {
 		q = "?force=1"
 	}
 	if s.Enabled {
-		err := e.call(ctx, "POST", "/plugins/"+Name+"/disable"+q, nil, nil)
+		err := e.call(ctx, "POST", "/plugins/"+id+"/disable"+q, nil, nil)
 		if err != nil && !asAPI(err).is(http.StatusNotFound) && !strings.Contains(err.Error(), "already disabled") {
 			return fmt.Errorf("disable plugin: %w", err)
 		}
 	}
-	if err := e.call(ctx, "DELETE", "/plugins/"+Name+q, nil, nil); err != nil && !asAPI(err).is(http.StatusNotFound) {
+	if err := e.call(ctx, "DELETE", "/plugins/"+id+q, nil, nil); err != nil && !asAPI(err).is(http.StatusNotFound) {
 		return fmt.Errorf("remove plugin: %w", err)
 	}
 	return nil
