@@ -82,8 +82,8 @@ func (w *Workspace) create(ctx context.Context) (up *Up, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if created {
-		made = append(made, func(ctx context.Context) error { return w.removeNetwork(ctx, netID) })
+	if created { // last of all: containers are on it
+		made = slices.Insert(made, 0, func(ctx context.Context) error { return w.removeUnused(ctx, netID, cID) })
 	}
 
 	var cLog, rLog *tailLog

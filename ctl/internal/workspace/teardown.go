@@ -176,10 +176,51 @@ func (w *Workspace) remove(ctx context.Context, id string, grace time.Duration) 
 		_ = w.Engine.API.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds}) // what does not stop is killed next
 	}
 	err := w.Engine.API.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
-	if err == nil || errdefs.IsNotFound(err) || strings.Contains(err.Error(), "already in progress") {
+	switch {
+	case err == nil || errdefs.IsNotFound(err):
 		return nil
+	case strings.Contains(err.Error(), "already in progress"): // it has ended, and the engine is about to remove it
+		removed, failed := w.Engine.API.ContainerWait(ctx, id, container.WaitConditionRemoved)
+		select {
+		case <-removed:
+			return nil
+		case err = <-failed:
+		}
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
 	}
 	return fmt.Errorf("remove the container %.12s: %w", id, err)
+}
+
+// removeUnused removes a network that was made for a container that has gone. The
+// engine takes its time to take that off it; and who came upon the network since
+// then keeps it.
+func (w *Workspace) removeUnused(ctx context.Context, id, container string) error {
+	var pace pacer
+	for {
+		err := w.Engine.API.NetworkRemove(ctx, id)
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		in, ierr := w.Engine.API.NetworkInspect(ctx, id, network.InspectOptions{})
+		if ierr == nil {
+			for c := range in.Containers {
+				if c != container && w.lives(ctx, c) {
+					return nil
+				}
+			}
+		}
+		if perr := pace.pause(ctx); perr != nil {
+			return fmt.Errorf("remove the network %s: %w", id, err)
+		}
+	}
+}
+
+// lives tells whether the container runs.
+func (w *Workspace) lives(ctx context.Context, id string) bool {
+	in, err := w.Engine.API.ContainerInspect(ctx, id)
+	return err == nil && in.State != nil && in.State.Running
 }
 
 // removeNetwork removes a network, with whoever of other people's is on it still.
