@@ -108,9 +108,22 @@ func testAnyProgram(t *testing.T, m *rig.Machine) {
 func testContainersOnHost(t *testing.T, m *rig.Machine) {
 	t.Helper()
 	m.Load("frontend-v2")
+	m.Load(probeImage)
 	m.Ctl.Must(t, "connect")
-	if r := m.Ctl.Run(t, "ingest", "frontend-v1", "--mount", "true", "--docker-run", "--", "frontend-v2"); r.Code != 1 || !strings.Contains(r.Stderr, "ctl connect --docker") {
-		t.Errorf("volumes, which a container has not yet: %v", r)
+	// The volumes are at their own paths, read-only for an ingest, or below a folder.
+	probe := func(args ...string) rig.Result {
+		return m.Ctl.Run(t, append([]string{"ingest", "frontend-v1", "--docker-run", "--", probeImage}, args...)...)
+	}
+	if r := probe("cat", "/etc/frontend-secret/token"); r.Code != 0 || !strings.Contains(r.Stdout, "not-so-secret-canary") {
+		t.Errorf("the container's volumes: %v", r)
+	}
+	if r := probe("put", "/data/x", "x"); r.Code == 0 || !strings.Contains(r.Stderr, "read-only file system") {
+		t.Errorf("an ingest that writes: %v", r)
+	}
+	m.Ctl.Must(t, "replace", "frontend-v1", "--wait", "none", "--docker-mount", "/remote", "--docker-run", "--", probeImage, "put", "/remote/data/x", "x")
+	restored(t)
+	if out, err := m.Run("docker", "volume", "ls", "-q"); err != nil || out != "" {
+		t.Errorf("volumes are left: %v: %s", err, out)
 	}
 	p := m.Ctl.Start(t, "replace", "frontend-v1", "--docker-run", "--", "frontend-v2")
 	if body := answers(t, time.Minute, "frontend v2"); !strings.Contains(body, "backend: hello from the backend") || !strings.Contains(body, "GREETING=hello") {
@@ -133,6 +146,9 @@ func testContainersOnHost(t *testing.T, m *rig.Machine) {
 	answers(t, time.Minute, "frontend v1")
 	if out, err := m.Run("docker", "ps", "-aq"); err != nil || out != "" {
 		t.Errorf("containers are left: %v: %s", err, out)
+	}
+	if out, err := m.Run("docker", "plugin", "ls", "-q"); err != nil || out != "" {
+		t.Errorf("the volume plugin is left: %v: %s", err, out)
 	}
 }
 

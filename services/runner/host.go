@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 
 	"berth.dev/bus"
@@ -15,6 +17,9 @@ import (
 	"berth.dev/services/runner/internal/handler"
 	"berth.dev/services/runner/internal/hostvif"
 	"berth.dev/services/runner/internal/sweep"
+	"berth.dev/services/runner/internal/volplugin"
+
+	"golang.org/x/sys/unix"
 )
 
 // serveHost is runner's life as a process of a machine, whose daemon is a process
@@ -63,6 +68,7 @@ func serveHost(ctx context.Context, cfg config, log *slog.Logger) error {
 	defer done()
 	handlers.stopAll(limited)
 	vifs.StopAll(limited)
+	handlers.removePlugin(limited)
 	return nil
 }
 
@@ -80,7 +86,7 @@ func answerHost(conn *bus.Conn, vifs *hostvif.Set, h *hostHandlers) (stop func()
 		func() error { return bus.Handle(svc, command.HandlerStart, "", onSet(h, (*handler.Set).Start)) },
 		func() error { return bus.Handle(svc, command.HandlerHealth, "", onSet(h, (*handler.Set).Health)) },
 		func() error { return bus.Handle(svc, command.HandlerStop, "", h.stop) },
-		func() error { return bus.Handle(svc, command.VolumesEnsure, "", noVolumes) },
+		func() error { return bus.Handle(svc, command.VolumesEnsure, "", h.volumes) },
 	} {
 		if err := add(); err != nil {
 			svc.Stop()
@@ -104,9 +110,11 @@ type hostHandlers struct {
 	log   *slog.Logger
 	spawn func(func(context.Context))
 
-	mu  sync.Mutex
-	eng *engine.Engine
-	set *handler.Set // nil before
+	mu     sync.Mutex
+	eng    *engine.Engine
+	set    *handler.Set // nil before
+	plugin *volplugin.Plugin
+	apart  string // why volumes of this engine cannot reach vif; empty: they can
 }
 
 // open opens the engine and takes over what an earlier runner left there.
@@ -120,10 +128,18 @@ func (h *hostHandlers) open(ctx context.Context) (*handler.Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	apart, err := apartFrom(ctx, eng)
+	if err != nil {
+		return nil, errors.Join(err, eng.Close())
+	}
+	// Managed: what the engine would need of the other way, an image and a container
+	// that stays, is not on a machine that does without them.
+	h.plugin = volplugin.New(eng, volplugin.Options{Binary: h.cfg.telemount, Version: version, Way: volplugin.Managed, OnMachine: true, Go: h.spawn, Log: h.log})
+	h.apart = apart
 	var sweeper *sweep.Sweeper
 	watch := eng.NewWatch(func() { sweeper.Trigger() })
 	set := handler.New(eng, watch, handler.Options{
-		OnMachine: true, Beside: handler.NothingBeside{}, VolumePlugin: noVolumes,
+		OnMachine: true, Beside: handler.NothingBeside{}, VolumeDriver: volplugin.Driver, VolumePlugin: h.ensure,
 		State: facts.Stater{Bus: h.conn, Log: h.log}.State, Go: h.spawn, Log: h.log,
 		Output: func(engagement string) handler.Output { return h.conn.Output(engagement, subject.Runner) },
 	})
@@ -202,7 +218,57 @@ func (noDaemons) Holds(map[string]string, func(string) bool) bool { return false
 // Reconcile implements sweep.Beside.
 func (noDaemons) Reconcile(context.Context, func(string) bool) error { return nil }
 
-// noVolumes serves VolumesEnsure.
-func noVolumes(context.Context, command.None) (command.VolumePlugin, error) {
-	return command.VolumePlugin{Reason: "commands of this machine have remote volumes (-- COMMAND), containers on it do not yet: ctl connect --docker"}, nil
+// volumes serves VolumesEnsure. Nothing is installed for who only asks.
+func (h *hostHandlers) volumes(ctx context.Context, none command.None) (command.VolumePlugin, error) {
+	h.mu.Lock()
+	set := h.set
+	h.mu.Unlock()
+	if set == nil {
+		return command.VolumePlugin{Reason: "the volume plugin comes with the first handler in a container"}, nil
+	}
+	return h.ensure(ctx, none)
+}
+
+// ensure makes sure of the volume plugin, for an engine that is open.
+func (h *hostHandlers) ensure(ctx context.Context, none command.None) (command.VolumePlugin, error) {
+	if h.apart != "" {
+		return command.VolumePlugin{Reason: h.apart}, nil
+	}
+	return h.plugin.Ensure(ctx, none)
+}
+
+// removePlugin takes out what was installed for the handlers that have ended.
+func (h *hostHandlers) removePlugin(ctx context.Context) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.set == nil {
+		return
+	}
+	if err := h.plugin.Remove(ctx); err != nil {
+		h.log.Warn("the volume plugin is left to ctl quit", "err", err)
+	}
+}
+
+// apartFrom says why the engine's plugins do not share this machine's network, in
+// which vif lets them in at a loopback address; empty: they do. An engine in a
+// virtual machine (Docker Desktop) has a local socket all the same.
+func apartFrom(ctx context.Context, eng *engine.Engine) (string, error) {
+	info, err := eng.API.Info(ctx)
+	if err != nil {
+		return "", engine.Fault(err, "ask the engine where it runs")
+	}
+	const instead = "; with ctl connect --docker its containers have remote volumes, and commands of this machine have them here (-- COMMAND)"
+	for _, o := range info.SecurityOptions {
+		if strings.Contains(o, "name=rootless") {
+			return "the engine is rootless, its plugins are in a network of their own" + instead, nil
+		}
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", fmt.Errorf("ask the kernel its name: %w", err)
+	}
+	if here := unix.ByteSliceToString(u.Release[:]); info.KernelVersion != here {
+		return fmt.Sprintf("the engine runs on another kernel (%s) than this machine (%s)", info.KernelVersion, here) + instead, nil
+	}
+	return "", nil
 }

@@ -175,6 +175,9 @@ func (s *Space) startRunner() (*process, error) {
 	if s.usedEngine() {
 		args = append(args, "-engine-used")
 	}
+	if path, err := program("telemount"); err == nil { // else handlers in containers are without volumes, and told so
+		args = append(args, "-telemount", path)
+	}
 	return s.start(subject.Runner, args...)
 }
 

@@ -71,6 +71,9 @@ type Options struct {
 	Binary  string // path of telemount, static
 	Version string
 	Way     string // Auto, Managed, Socket or None
+	// OnMachine: runner is a process of a machine for good, not by hand or in a test,
+	// and takes out what it installed.
+	OnMachine bool
 	// Calm is closed when an installation, which keeps engine and machine busy, is
 	// in nobody's way any more; nil is at once.
 	Calm <-chan struct{}
@@ -212,7 +215,7 @@ func (p *Plugin) calm(life context.Context) error {
 func (p *Plugin) installManaged(ctx context.Context) (command.VolumePlugin, error) {
 	binary, err := os.ReadFile(p.opt.Binary)
 	if err != nil {
-		return command.VolumePlugin{}, fmt.Errorf("this image has no telemount: %w", err)
+		return command.VolumePlugin{}, fmt.Errorf("read the volume plugin's program: %w", err)
 	}
 	id, err := tunnel.NewIdentity()
 	if err != nil {
@@ -390,7 +393,7 @@ func (p *Plugin) Remove(ctx context.Context) error {
 			return nil
 		}
 	}
-	if p.opt.Way == None || p.eng.Self == "" {
+	if p.opt.Way == None || p.eng.Self == "" && !p.opt.OnMachine {
 		return nil // a host process, in a test or by hand, has not installed it for good
 	}
 	if err := p.managed().RemoveUnused(ctx); err != nil && !errors.Is(err, plugin.ErrInUse) {
