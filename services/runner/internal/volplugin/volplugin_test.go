@@ -163,7 +163,7 @@ func TestNoProgram(t *testing.T) {
 	defer e.Close()
 	p := New(e, Options{Binary: "/none", Version: "none", Way: Managed, Log: slog.New(slog.DiscardHandler), Go: func(f func(context.Context)) { go f(context.Background()) }})
 	v, err := p.Ensure(t.Context(), command.None{})
-	if err != nil || v.Kind != "" || !strings.Contains(v.Reason, "has no telemount") && !strings.Contains(v.Reason, "berth-telemount") {
+	if err != nil || v.Kind != "" || !strings.Contains(v.Reason, "read the volume plugin's program") && !strings.Contains(v.Reason, "berth-telemount") {
 		t.Errorf("%+v, %v", v, err)
 	}
 }
