@@ -366,6 +366,9 @@ func (b *bench) names(ctx context.Context) error {
 	return nil
 }
 
+// restWithin is how long what traffic took may take to be given back (lease.GiveBack).
+const restWithin = 45 * time.Second
+
 // idle measures what the local processes hold and use when nothing happens.
 func (b *bench) idle(ctx context.Context) error {
 	ids, err := out(ctx, "docker", "ps", "-q", "--filter", "label=berth.dev/workspace")
@@ -379,6 +382,9 @@ func (b *bench) idle(ctx context.Context) error {
 			return err
 		}
 		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		return errors.New("nothing of Berth's runs: a step before this one has to connect (STEPS='connect idle')")
 	}
 	ticks := func() (rss, cpu float64) {
 		for _, pid := range pids {
@@ -399,12 +405,22 @@ func (b *bench) idle(ctx context.Context) error {
 		}
 		return rss, cpu
 	}
+	wait := func(d time.Duration) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(d):
+			return nil
+		}
+	}
+	// To collect what the steps before have left is no part of being idle.
+	if err := wait(restWithin); err != nil {
+		return err
+	}
 	_, before := ticks()
-	const window = 10 * time.Second
-	select { // the window of the measurement itself
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(window):
+	const window = 30 * time.Second // of the measurement itself
+	if err := wait(window); err != nil {
+		return err
 	}
 	rss, after := ticks()
 	b.add("idle memory, all local processes", fmt.Sprintf("%.0f MB", rss), "-", "-", "-", "<= 120 MB")
