@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"berth.dev/bus/event"
+	"berth.dev/bus/renumber"
 )
 
 // translateEnv puts the addresses by which the cluster is reached here into the values
@@ -26,7 +27,7 @@ func translateEnv(env [][]byte, virtual []event.VirtualSubnet) [][]byte {
 	here := func(a netip.Addr) (netip.Addr, bool) {
 		for _, p := range pairs {
 			if p.cluster.Contains(a) {
-				return move(a, p.here), true
+				return renumber.Into(a, p.here), true
 			}
 		}
 		return a, false
@@ -75,18 +76,4 @@ func ofAddress(r rune) bool {
 		return true
 	}
 	return false
-}
-
-// move puts a's last bits behind the first ones of p.
-func move(a netip.Addr, p netip.Prefix) netip.Addr {
-	out, from := p.Addr().AsSlice(), a.AsSlice()
-	for i := range out {
-		for bit := range 8 {
-			if mask := byte(0x80) >> bit; 8*i+bit >= p.Bits() {
-				out[i] = out[i]&^mask | from[i]&mask
-			}
-		}
-	}
-	b, _ := netip.AddrFromSlice(out)
-	return b
 }

@@ -22,6 +22,8 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+
+	"berth.dev/bus/renumber"
 )
 
 // Pair is a subnet of the cluster and what it is here.
@@ -86,7 +88,7 @@ func (t *Table) Here(a netip.Addr) netip.Addr {
 	defer t.mu.RUnlock()
 	for _, p := range t.pairs {
 		if p.Cluster.Contains(a) {
-			return move(a, p.Here)
+			return renumber.Into(a, p.Here)
 		}
 	}
 	return a
@@ -98,7 +100,7 @@ func (t *Table) Cluster(a netip.Addr) netip.Addr {
 	defer t.mu.RUnlock()
 	for _, p := range t.pairs {
 		if p.Here.Contains(a) {
-			return move(a, p.Cluster)
+			return renumber.Into(a, p.Cluster)
 		}
 	}
 	return a
@@ -114,7 +116,7 @@ func (t *Table) Subnets(cluster []netip.Prefix) []netip.Prefix {
 		for _, p := range t.pairs {
 			switch {
 			case covers(p.Cluster, s):
-				here = netip.PrefixFrom(move(here.Addr(), p.Here), s.Bits())
+				here = netip.PrefixFrom(renumber.Into(here.Addr(), p.Here), s.Bits())
 			case covers(s, p.Cluster): // the cluster's subnet has grown since
 				out = append(out, p.Here)
 			}
@@ -129,22 +131,6 @@ func (t *Table) Pairs() []Pair {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return slices.Clone(t.pairs)
-}
-
-// move puts a's last bits behind the first ones of p.
-func move(a netip.Addr, p netip.Prefix) netip.Addr {
-	out, from := p.Addr().AsSlice(), a.AsSlice()
-	for i := range out {
-		keep := byte(0xff) // bits of a
-		if fixed := p.Bits() - 8*i; fixed >= 8 {
-			keep = 0
-		} else if fixed > 0 {
-			keep >>= fixed
-		}
-		out[i] = out[i]&^keep | from[i]&keep
-	}
-	b, _ := netip.AddrFromSlice(out)
-	return b
 }
 
 func covers(p, q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Overlaps(q) }
