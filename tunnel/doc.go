@@ -43,6 +43,8 @@
 //     in the case of FIN. A stream that was cut short never looks complete.
 //   - A stream that nobody reads holds up no other, and holds no more memory
 //     than a small multiple of its window.
+//   - Streams arrive at Accept in the order in which they were opened; of two that
+//     are opened at once in that of Begin.
 //   - Datagrams keep their boundaries. They are dropped, never held back.
 //   - Anything malformed ends the session with an error that matches
 //     ErrProtocol.

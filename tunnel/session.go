@@ -123,12 +123,44 @@ func (s *Session) Open(ctx context.Context, h Header) (*Stream, error) {
 	return st, nil
 }
 
+// Begin is the first half of Open: it asks and does not wait for the answer, for
+// which there is Wait. The far side's Accept has what was begun in that order.
+func (s *Session) Begin(h Header) (Opening, error) {
+	st, err := s.begin(h, nil, false)
+	if err != nil {
+		return Opening{}, fmt.Errorf("open %v: %w", h, err)
+	}
+	return Opening{st}, nil
+}
+
+// Opening is a stream that was asked for; Wait has to be called once.
+type Opening struct{ st *Stream }
+
+// Wait is the second half of Open.
+func (o Opening) Wait(ctx context.Context) (*Stream, error) {
+	if err := o.st.waitOpened(ctx); err != nil {
+		return nil, fmt.Errorf("open %v: %w", o.st.header, err)
+	}
+	return o.st, nil
+}
+
 // open is Open with the stream's first bytes, at most maxEarly, riding along;
 // fin says that there will be no more.
 func (s *Session) open(ctx context.Context, h Header, early []byte, fin bool) (*Stream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
+	st, err := s.begin(h, early, fin)
+	if err != nil {
+		return nil, err
+	}
+	if err := st.waitOpened(ctx); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+func (s *Session) begin(h Header, early []byte, fin bool) (*Stream, error) {
 	st := newStream(s, h, true)
 	st.opened = make(chan struct{})
 	st.early = len(early)
@@ -149,19 +181,6 @@ func (s *Session) open(ctx context.Context, h Header, early []byte, fin bool) (*
 	putFrameHeader(frame, frameOpen, fin, len(frame)-frameHeaderSize, st.id)
 	s.w.control = append(s.w.control, frame...)
 	s.w.kick(true)
-	select {
-	case <-st.opened:
-	case <-ctx.Done():
-		select {
-		case <-st.opened:
-		default:
-			st.Reset(CodeCanceled)
-			return nil, context.Cause(ctx)
-		}
-	}
-	if st.openErr != nil {
-		return nil, st.openErr
-	}
 	return st, nil
 }
 

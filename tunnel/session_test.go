@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -474,4 +475,54 @@ func TestPingIsAnswered(t *testing.T) {
 		}
 	}
 	a.Close()
+}
+
+// What is begun arrives in that order, and is answered in any.
+func TestBegin(t *testing.T) {
+	eachLink(t, Config{}, func(t *testing.T, client, server *Session) {
+		var all []Opening
+		for i := range 100 {
+			o, err := client.Begin(Header{Kind: KindTCP, Dst: netip.AddrPortFrom(netip.Addr{}, uint16(1000+i))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, o)
+		}
+		var requests []*Request
+		for i := range all {
+			r, err := server.Accept(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := r.Header.Dst.Port(); got != uint16(1000+i) {
+				t.Fatalf("%d is number %d", got-1000, i)
+			}
+			requests = append(requests, r)
+		}
+		if _, err := requests[1].Accept(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all[1].Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		requests[2].Refuse(CodeRefused, "")
+		if _, err := all[2].Wait(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("refused: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := all[0].Wait(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("given up: %v", err)
+		}
+		rctx, release := requests[0].Context(t.Context())
+		<-rctx.Done()
+		release()
+		server.Close()
+		if _, err := all[3].Wait(t.Context()); !errors.Is(err, ErrClosedByPeer) {
+			t.Errorf("after the session's end: %v", err)
+		}
+		if _, err := client.Begin(Header{Kind: KindTCP}); !errors.Is(err, ErrClosedByPeer) {
+			t.Errorf("begun after the session's end: %v", err)
+		}
+	})
 }

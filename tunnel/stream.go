@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/netip"
@@ -223,6 +224,21 @@ func (s *Stream) ended(bit uint32) {
 	if old := s.ends.Or(bit); old != sendEnded|recvEnded && old|bit == sendEnded|recvEnded {
 		s.sess.remove(s)
 	}
+}
+
+// waitOpened waits for the far side's answer to what begin has asked.
+func (s *Stream) waitOpened(ctx context.Context) error {
+	select {
+	case <-s.opened:
+	case <-ctx.Done():
+		select {
+		case <-s.opened:
+		default:
+			s.Reset(CodeCanceled)
+			return context.Cause(ctx)
+		}
+	}
+	return s.openErr
 }
 
 // accepted handles ACCEPT.

@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string) error {
 	vols := volumes.New(cfg.mounts, log)
 	defer vols.Close()
 	l := &link.Link{
-		Managers: cfg.managers, Pin: tunnel.Pin(cfg.pin), Identity: id, Hello: cfg.hello, Files: vols.Serve, ToPod: topod.Serve, Log: log,
+		Managers: cfg.managers, Pin: tunnel.Pin(cfg.pin), Identity: id, Hello: cfg.hello, Files: vols.Serve, ToPod: new(topod.Ports).Take, Log: log,
 		Environment: func() lease.Environment {
 			e := env
 			e.Volumes = vols.List()

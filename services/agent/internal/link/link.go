@@ -40,11 +40,13 @@ type Link struct {
 	Serves      func(engagement string) bool // who may ask for the environment
 	Environment func() lease.Environment
 	// Files serves a stream of files to its end; nil refuses them.
-	Files   func(context.Context, *tunnel.Request)
-	ToPod   func(context.Context, *tunnel.Request) // serves a flow to a port of the pod; nil refuses them
-	Methods func(*tunnel.Registry)                 // what else the manager may call
-	Up      func()                                 // a session is there; may be nil
-	Down    func()                                 // it has ended
+	Files func(context.Context, *tunnel.Request)
+	// ToPod takes a flow to a port of the pod, and returns what serves it to its end;
+	// nil refuses them.
+	ToPod   func(context.Context, *tunnel.Request) (serve func())
+	Methods func(*tunnel.Registry) // what else the manager may call
+	Up      func()                 // a session is there; may be nil
+	Down    func()                 // it has ended
 	Log     *slog.Logger
 
 	mu      sync.Mutex
@@ -60,6 +62,17 @@ func (l *Link) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error
 		return nil, ErrDown
 	}
 	return s.Open(ctx, h)
+}
+
+// Begin is Open without waiting for the answer.
+func (l *Link) Begin(h tunnel.Header) (tunnel.Opening, error) {
+	l.mu.Lock()
+	s := l.session
+	l.mu.Unlock()
+	if s == nil {
+		return tunnel.Opening{}, ErrDown
+	}
+	return s.Begin(h)
 }
 
 // Run keeps the link up until ctx ends.
@@ -158,7 +171,7 @@ func (l *Link) serve(ctx context.Context, s *tunnel.Session) {
 			continue
 		}
 		if k := r.Header.Kind; (k == tunnel.KindTCP || k == tunnel.KindUDP) && l.Serves(r.Header.Engagement) && l.ToPod != nil {
-			calls.Go(func() { l.ToPod(ctx, r) })
+			calls.Go(l.ToPod(ctx, r))
 			continue
 		}
 		if r.Header.Kind != tunnel.KindRPC {

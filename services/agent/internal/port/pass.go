@@ -55,16 +55,18 @@ func dialApp(ctx context.Context, a netip.Addr, port uint16) (*net.TCPConn, erro
 	return c.(*net.TCPConn), nil
 }
 
-// pass carries a connection to the app, to its end, if that is where it goes. One
-// that no pod takes is reset.
-func (s *Set) pass(c *net.TCPConn, as uint16) bool {
+// apps are the pods of the app to which new connections go on, in any order; none:
+// they go to the handler.
+func (s *Set) apps() []netip.Addr {
 	s.mu.Lock()
 	app := slices.Clone(s.app)
 	s.mu.Unlock()
-	if len(app) == 0 {
-		return false
-	}
 	rand.Shuffle(len(app), func(i, j int) { app[i], app[j] = app[j], app[i] })
+	return app
+}
+
+// pass carries a connection to the app, to its end. One that no pod takes is reset.
+func (s *Set) pass(c *net.TCPConn, as uint16, app []netip.Addr) {
 	for _, a := range app {
 		far, err := dialApp(s.ctx, a, as)
 		if err != nil {
@@ -74,8 +76,7 @@ func (s *Set) pass(c *net.TCPConn, as uint16) bool {
 		if _, _, err := tunnel.Relay(c, far); err != nil {
 			s.log.Debug("flow ended", "port", as, "err", err)
 		}
-		return true
+		return
 	}
 	reset(c)
-	return true
 }

@@ -6,6 +6,9 @@
 // refusal is a reset, before a byte was answered. A datagram flow is one peer;
 // it ends after a minute of silence.
 //
+// Connections of one client go on in the order in which they came, unless it takes
+// a client's word to know where to.
+//
 // Beside a container, whose ports are its own, the kernel brings a port's traffic
 // to another one, which Divert listens on; a Sorter says where it goes from there.
 package port
@@ -23,6 +26,7 @@ import (
 
 	"berth.dev/services/agent/internal/peek"
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/turn"
 )
 
 // Protocols.
@@ -34,9 +38,9 @@ const (
 // Sorter says where the traffic of a port goes that is the app's own.
 type Sorter interface {
 	// Sort looks at a connection before it becomes a flow. It returns the end to
-	// carry on with, and where to; a nil end where it has dealt with the
-	// connection by itself, to its end.
-	Sort(ctx context.Context, c *net.TCPConn) (end peek.End, to To)
+	// carry on with, and where to; or what deals with the connection by itself, to
+	// its end.
+	Sort(ctx context.Context, c *net.TCPConn) (end peek.End, to To, itself func())
 	// All is where goes what is told from nothing else; ok is false where that is
 	// the app.
 	All() (to To, ok bool)
@@ -59,6 +63,8 @@ func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol
 // Opener opens flows to the handler: the link.
 type Opener interface {
 	Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
+	// Begin is Open without waiting for the answer.
+	Begin(h tunnel.Header) (tunnel.Opening, error)
 }
 
 // Set is the ports that an agent holds.
@@ -68,6 +74,7 @@ type Set struct {
 	log        *slog.Logger
 	ctx        context.Context // of flows being opened
 	cancel     context.CancelFunc
+	lines      turn.Lines[line]
 
 	accepting sync.WaitGroup // accept loops
 	flows     sync.WaitGroup
@@ -89,6 +96,20 @@ type To struct {
 func (t To) Header(kind tunnel.Kind, local, peer net.Addr) tunnel.Header {
 	return tunnel.Header{Kind: kind, Engagement: t.Engagement, Dst: netip.AddrPortFrom(addrPort(local).Addr(), t.As), Src: addrPort(peer)}
 }
+
+// line is what connections have in common that keep their order.
+type line struct {
+	at     uint16
+	client netip.Addr
+}
+
+// A connection waits that long for its turn at most: only a process that gets no
+// time needs as much. Of the time that it takes to look at a connection the next one
+// waits for a part that is enough for what a client says right after connecting.
+const (
+	turnWait = 500 * time.Millisecond
+	lookWait = 20 * time.Millisecond
+)
 
 // flow is one that can be cut.
 type flow struct {
@@ -239,9 +260,11 @@ func (s *Set) accept(l *net.TCPListener, at uint16, sort Sorter) {
 			reset(c)
 			continue
 		}
+		place := s.lines.Join(line{at, addrPort(c.RemoteAddr()).Addr()})
 		go func() {
 			defer s.end(f)
-			s.serve(f, c, at, sort)
+			defer place.Done()
+			s.serve(f, c, at, sort, place)
 		}()
 	}
 }
@@ -251,21 +274,34 @@ func reset(c *net.TCPConn) {
 	_ = c.Close()
 }
 
-func (s *Set) serve(f *flow, c *net.TCPConn, at uint16, sort Sorter) {
-	if sort == nil && s.pass(c, at) {
-		return
-	}
+func (s *Set) serve(f *flow, c *net.TCPConn, at uint16, sort Sorter, place *turn.Turn[line]) {
 	var end peek.End = c
 	to := To{s.engagement, at}
 	if sort != nil {
-		if end, to = sort.Sort(s.ctx, c); end == nil {
+		looked := time.AfterFunc(lookWait, place.Done)
+		var itself func()
+		end, to, itself = sort.Sort(s.ctx, c)
+		looked.Stop()
+		if itself != nil {
+			place.Done()
+			itself()
 			return
 		}
+	} else if app := s.apps(); len(app) > 0 {
+		place.Done()
+		s.pass(c, at, app)
+		return
 	}
 	s.bind(f, to.Engagement)
-	ctx, cancel := context.WithTimeout(s.ctx, OpenTimeout)
-	stream, err := s.opener.Open(ctx, to.Header(tunnel.KindTCP, c.LocalAddr(), c.RemoteAddr()))
-	cancel()
+	place.Wait(s.ctx, turnWait)
+	opening, err := s.opener.Begin(to.Header(tunnel.KindTCP, c.LocalAddr(), c.RemoteAddr()))
+	place.Done()
+	var stream *tunnel.Stream
+	if err == nil {
+		ctx, cancel := context.WithTimeout(s.ctx, OpenTimeout)
+		stream, err = opening.Wait(ctx)
+		cancel()
+	}
 	if err != nil && sort != nil {
 		if now, ok := sort.All(); !ok || now != to { // the engagement ended meanwhile
 			s.bind(f, "")

@@ -58,6 +58,10 @@ func (down) Open(context.Context, tunnel.Header) (*tunnel.Stream, error) {
 	return nil, errors.New("down")
 }
 
+func (down) Begin(tunnel.Header) (tunnel.Opening, error) {
+	return tunnel.Opening{}, errors.New("down")
+}
+
 // free are ports that nobody listens on, for TCP.
 func free(t *testing.T, n int) []uint16 {
 	t.Helper()
@@ -201,5 +205,37 @@ func TestBusyPortIsNamed(t *testing.T) {
 	s := NewSet("e", down{}, slog.New(slog.DiscardHandler))
 	if err := s.Listen([]Port{{p, TCP}}); err == nil || !strings.Contains(err.Error(), strconv.Itoa(int(p))) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Connections that are there already when the agent comes to take them go on in the
+// order in which they were opened.
+func TestOrder(t *testing.T) {
+	a, b := net.Pipe()
+	near, far := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
+	defer near.Close()
+	defer far.Close()
+	s := NewSet("e", near, slog.New(slog.DiscardHandler))
+	defer s.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := uint16(l.Addr().(*net.TCPAddr).Port)
+	var all []net.Addr
+	for range 200 {
+		all = append(all, dial(t, "tcp", at).LocalAddr())
+	}
+	s.keep(l)
+	s.accepting.Go(func() { s.accept(l.(*net.TCPListener), at, nil) })
+	for i, a := range all {
+		r, err := far.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Header.Src.String() != a.String() {
+			t.Errorf("number %d is %v, want %v", i, r.Header.Src, a)
+		}
+		r.Refuse(tunnel.CodeRefused, "")
 	}
 }

@@ -58,18 +58,16 @@ const (
 	nowhere // it was a probe, and is over
 )
 
-// Sort looks at a connection: what belongs to a probe is carried to the app
-// until it ends, and nil returned; else what is to be carried to the handler.
-func (p *Port) Sort(ctx context.Context, c *peek.Conn) peek.End {
+// Sort looks at a connection: for what belongs to a probe it returns what carries
+// it to the app, until it ends; else what is to be carried to the handler.
+func (p *Port) Sort(ctx context.Context, c *peek.Conn) (end peek.End, itself func()) {
 	switch p.verdict(c) {
 	case app:
-		p.App(ctx, c)
-		return nil
+		return nil, func() { p.App(ctx, c) }
 	case nowhere:
-		_ = c.Close()
-		return nil
+		return nil, func() { _ = c.Close() }
 	}
-	return c.Whole()
+	return c.Whole(), nil
 }
 
 func (p *Port) verdict(c *peek.Conn) verdict {

@@ -35,11 +35,14 @@ func sorting(t *testing.T, p *Port) string {
 				return
 			}
 			go func() {
-				if end := p.Sort(context.Background(), peek.New(c.(*net.TCPConn))); end != nil {
-					_, _ = io.WriteString(end, "handler: ")
-					_, _ = io.Copy(struct{ io.Writer }{end}, struct{ io.Reader }{end})
-					_ = end.Close()
+				end, itself := p.Sort(context.Background(), peek.New(c.(*net.TCPConn)))
+				if itself != nil {
+					itself()
+					return
 				}
+				_, _ = io.WriteString(end, "handler: ")
+				_, _ = io.Copy(struct{ io.Writer }{end}, struct{ io.Reader }{end})
+				_ = end.Close()
 			}()
 		}
 	}()

@@ -121,7 +121,7 @@ func (p *Port) All() (port.To, bool) {
 func (p *Port) App(ctx context.Context, end peek.End) { p.now.Load().probes.App(ctx, end) }
 
 // Sort is as port.Sorter says.
-func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (peek.End, port.To) {
+func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (end peek.End, to port.To, itself func()) {
 	t, conn := p.now.Load(), peek.New(c)
 	if len(t.taps) > 0 {
 		conn = peek.New(p.tapping(ctx, c, t.taps))
@@ -131,16 +131,15 @@ func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (peek.End, port.To) {
 	}
 	switch what, far := p.look(ctx, conn); what {
 	case isHTTP:
-		newClient(p, conn).serve(ctx)
-		return nil, port.To{}
+		return nil, port.To{}, func() { newClient(p, conn).serve(ctx) }
 	case isOver:
-		_ = conn.Close()
-		return nil, port.To{}
+		return nil, port.To{}, func() { _ = conn.Close() }
 	case isServerFirst:
 		p.say()
-		defer context.AfterFunc(ctx, func() { _ = conn.Close(); _ = far.Close() })()
-		_, _, _ = tunnel.Relay(conn.Whole(), far.Whole())
-		return nil, port.To{}
+		return nil, port.To{}, func() {
+			defer context.AfterFunc(ctx, func() { _ = conn.Close(); _ = far.Close() })()
+			_, _, _ = tunnel.Relay(conn.Whole(), far.Whole())
+		}
 	default:
 		p.say()
 		return p.whole(ctx, conn)
@@ -155,11 +154,11 @@ func (p *Port) say() {
 }
 
 // whole is for a connection that is not looked into any further.
-func (p *Port) whole(ctx context.Context, c *peek.Conn) (peek.End, port.To) {
+func (p *Port) whole(ctx context.Context, c *peek.Conn) (end peek.End, to port.To, itself func()) {
 	t := p.now.Load()
 	if t.all == nil {
-		t.probes.App(ctx, c.Whole())
-		return nil, port.To{}
+		return nil, port.To{}, func() { t.probes.App(ctx, c.Whole()) }
 	}
-	return t.probes.Sort(ctx, c), *t.all
+	end, itself = t.probes.Sort(ctx, c)
+	return end, *t.all, itself
 }

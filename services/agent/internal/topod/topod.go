@@ -13,16 +13,41 @@ import (
 
 	"berth.dev/services/agent/internal/probe"
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/turn"
 )
 
 const (
 	dialTimeout = 10 * time.Second
 	udpIdle     = 60 * time.Second
+	turnWait    = 500 * time.Millisecond // for those before to connect, which inside of the pod is at once
 )
 
-// Serve answers a request for a flow and carries it to its end.
-func Serve(ctx context.Context, r *tunnel.Request) {
+// Ports are those of the pod. The zero value is ready.
+type Ports struct {
+	lines turn.Lines[line]
+}
+
+// line is what flows have in common that keep their order.
+type line struct {
+	engagement string
+	kind       tunnel.Kind
+	port       uint16
+}
+
+// Take returns what answers a request for a flow and carries it to its end. Of the
+// flows of one port each connects after those that were taken before it.
+func (p *Ports) Take(ctx context.Context, r *tunnel.Request) (serve func()) {
 	h := r.Header
+	place := p.lines.Join(line{h.Engagement, h.Kind, h.Dst.Port()})
+	return func() {
+		defer place.Done()
+		carry(ctx, r, place)
+	}
+}
+
+func carry(ctx context.Context, r *tunnel.Request, place *turn.Turn[line]) {
+	h := r.Header
+	place.Wait(ctx, turnWait)
 	dctx, cancel := r.Context(ctx)
 	dctx, cancelTimeout := context.WithTimeout(dctx, dialTimeout)
 	defer cancel()
@@ -34,6 +59,7 @@ func Serve(ctx context.Context, r *tunnel.Request) {
 			r.Refuse(tunnel.CodeOf(err), err.Error())
 			return
 		}
+		place.Done()
 		stream, err := r.Accept()
 		if err != nil {
 			_ = conn.Close()
@@ -44,6 +70,7 @@ func Serve(ctx context.Context, r *tunnel.Request) {
 		return
 	}
 	conn, err := probe.Dial(dctx, h.Dst.Port(), own())
+	place.Done()
 	if err != nil {
 		r.Refuse(tunnel.CodeOf(err), err.Error())
 		return

@@ -19,13 +19,14 @@ func TestServe(t *testing.T) {
 	manager, agent := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
 	defer manager.Close()
 	defer agent.Close()
+	var ports Ports
 	go func() {
 		for {
 			r, err := agent.Accept(context.Background())
 			if err != nil {
 				return
 			}
-			go Serve(context.Background(), r)
+			go ports.Take(context.Background(), r)()
 		}
 	}()
 	l, u := freeport.Both(t)
@@ -76,5 +77,56 @@ func TestServe(t *testing.T) {
 	l.Close()
 	if _, err := open(tunnel.KindTCP, port); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a port where nobody listens: %v", err)
+	}
+}
+
+// Flows come to the app in the order in which they were opened.
+func TestOrder(t *testing.T) {
+	a, b := net.Pipe()
+	manager, agent := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
+	defer manager.Close()
+	defer agent.Close()
+	var ports Ports
+	go func() {
+		for {
+			r, err := agent.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			go ports.Take(context.Background(), r)()
+		}
+	}()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var all []tunnel.Opening
+	for range 200 {
+		o, err := manager.Begin(tunnel.Header{Kind: tunnel.KindTCP, Engagement: "e", Dst: l.Addr().(*net.TCPAddr).AddrPort()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, o)
+	}
+	for i, o := range all {
+		s, err := o.Wait(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		_, _ = s.Write([]byte{byte(i)})
+	}
+	for i := range all {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		said := make([]byte, 1)
+		if _, err := io.ReadFull(c, said); err != nil || said[0] != byte(i) {
+			t.Errorf("flow %d is the app's number %d: %v", said[0], i, err)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package tunnelserver
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,28 +22,30 @@ const (
 	envTimeout  = 10 * time.Second
 )
 
-// flow answers one request of a session and carries it to its end.
-func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request) {
+// flow answers one request of a session and carries it to its end, with run, in a
+// goroutine. What goes on by another session is asked for there before flow
+// returns: so flows keep the order in which the requests came.
+func (s *Server) flow(ctx context.Context, p peer, r *tunnel.Request, run func(func())) {
 	h := r.Header
 	switch {
 	case p.agent != nil:
-		s.toClient(ctx, p, r)
+		s.toClient(ctx, p, r, run)
 	case h.Kind == tunnel.KindRPC:
-		s.rpc(ctx, p, r)
+		run(func() { s.rpc(ctx, p, r) })
 	case h.Kind == tunnel.KindFiles:
-		s.files(ctx, p, r)
+		s.files(ctx, p, r, run)
 	case h.Engagement != "" && p.role == hub.RoleVIF && (h.Kind == tunnel.KindTCP || h.Kind == tunnel.KindUDP):
-		s.toPod(ctx, p, r)
+		s.toPod(ctx, p, r, run)
 	case h.Engagement != "":
 		r.Refuse(tunnel.CodeDenied, "flows of an engagement come from its agents")
 	case !s.allowed(h.Dst.Addr()):
 		r.Refuse(tunnel.CodeDenied, "not an address in the cluster")
 	case h.Kind == tunnel.KindTCP:
-		s.tcp(ctx, r)
+		run(func() { s.tcp(ctx, r) })
 	case h.Kind == tunnel.KindUDP:
-		s.udp(ctx, r)
+		run(func() { s.udp(ctx, r) })
 	case h.Kind == tunnel.KindEcho:
-		s.echo(ctx, r)
+		run(func() { s.echo(ctx, r) })
 	default:
 		r.Refuse(tunnel.CodeInternal, "unknown kind of flow")
 	}
@@ -98,38 +101,42 @@ func (s *Server) udp(ctx context.Context, r *tunnel.Request) {
 }
 
 // through opens a request's stream onwards on another session and accepts it once
-// that end has: what is refused there is refused here, with its answer. Both are
-// nil when it did not come about, which the requester then knows.
-func through(ctx context.Context, r *tunnel.Request, on *tunnel.Session, h tunnel.Header) (near, far *tunnel.Stream) {
-	octx, cancel := r.Context(ctx)
-	octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
-	far, err := on.Open(octx, h)
-	cancelTimeout()
-	cancel()
+// that end has: what is refused there is refused here, with its answer. What is
+// opened is carried to its end, of which the log is told.
+func through(ctx context.Context, r *tunnel.Request, on *tunnel.Session, h tunnel.Header, log *slog.Logger, run func(func())) {
+	o, err := on.Begin(h)
 	if err != nil {
 		r.Refuse(tunnel.CodeOf(err), err.Error())
-		return nil, nil
+		return
 	}
-	if near, err = r.Accept(); err != nil {
-		far.Reset(tunnel.CodeCanceled)
-		return nil, nil
-	}
-	return near, far
-}
-
-// relay carries a flow of kind between two streams, to its end.
-func relay(kind tunnel.Kind, near, far *tunnel.Stream) (err error) {
-	if kind.Packets() {
-		_, _, err = tunnel.RelayPackets(near, far, udpIdle)
-	} else {
-		_, _, err = tunnel.Relay(near, far)
-	}
-	return err
+	run(func() {
+		octx, cancel := r.Context(ctx)
+		octx, cancelTimeout := context.WithTimeout(octx, dialTimeout)
+		far, err := o.Wait(octx)
+		cancelTimeout()
+		cancel()
+		if err != nil {
+			r.Refuse(tunnel.CodeOf(err), err.Error())
+			return
+		}
+		near, err := r.Accept()
+		if err != nil {
+			far.Reset(tunnel.CodeCanceled)
+			return
+		}
+		var n, m int64
+		if h.Kind.Packets() {
+			n, m, err = tunnel.RelayPackets(near, far, udpIdle)
+		} else {
+			n, m, err = tunnel.Relay(near, far)
+		}
+		log.Debug("flow ended", "flow", h.String(), "sent", n, "received", m, "err", err)
+	})
 }
 
 // toClient carries an agent's flow to the client that holds its engagement. The
 // agent gets the client's own answer: what the handler refuses is refused.
-func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
+func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request, run func(func())) {
 	h := r.Header
 	connection, own := p.connection, h.Engagement == p.engagement
 	if p.role == hub.RoleBeside {
@@ -150,17 +157,12 @@ func (s *Server) toClient(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, errNoClient.Error())
 		return
 	}
-	near, far := through(ctx, r, vif, h)
-	if near == nil {
-		return
-	}
-	err := relay(h.Kind, near, far)
-	s.Log.Debug("flow ended", "flow", h.String(), "engagement", h.Engagement, "err", err)
+	through(ctx, r, vif, h, s.Log, run)
 }
 
 // toPod carries a client's flow to a port of the pod that its own engagement may
 // reach, by an agent: the same one that the volumes are of.
-func (s *Server) toPod(ctx context.Context, p peer, r *tunnel.Request) {
+func (s *Server) toPod(ctx context.Context, p peer, r *tunnel.Request, run func(func())) {
 	h := r.Header
 	e, ok := s.Cluster.Engagement(h.Engagement)
 	switch {
@@ -176,17 +178,12 @@ func (s *Server) toPod(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
 		return
 	}
-	near, far := through(ctx, r, agent.Session, tunnel.Header{Kind: h.Kind, Engagement: h.Engagement, Dst: h.Dst})
-	if near == nil {
-		return
-	}
-	err := relay(h.Kind, near, far)
-	s.Log.Debug("flow to the pod ended", "flow", h.String(), "pod", agent.Pod, "err", err)
+	through(ctx, r, agent.Session, tunnel.Header{Kind: h.Kind, Engagement: h.Engagement, Dst: h.Dst}, s.Log.With("to_pod", agent.Pod), run)
 }
 
 // files carries a client's stream to the file server in an agent of its own
 // engagement, and tells that one which token to accept.
-func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request) {
+func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request, run func(func())) {
 	id := r.Header.Engagement
 	e, ok := s.Cluster.Engagement(id)
 	switch {
@@ -202,13 +199,8 @@ func (s *Server) files(ctx context.Context, p peer, r *tunnel.Request) {
 		r.Refuse(tunnel.CodeUnreachable, "no agent of the engagement is there")
 		return
 	}
-	near, far := through(ctx, r, agent.Session, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
-		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind.ReadOnly()})})
-	if near == nil {
-		return
-	}
-	n, m, err := tunnel.Relay(near, far)
-	s.Log.Debug("files ended", "engagement", id, "pod", agent.Pod, "sent", n, "received", m, "err", err)
+	through(ctx, r, agent.Session, tunnel.Header{Kind: tunnel.KindFiles, Engagement: id,
+		Method: lease.Marshal(lease.FilesAccess{TokenHash: e.TokenHash, ReadOnly: e.Kind.ReadOnly()})}, s.Log.With("files_of", agent.Pod), run)
 }
 
 // rpc answers a client's calls.

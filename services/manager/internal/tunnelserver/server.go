@@ -132,7 +132,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, from netip.Addr) {
 		if err != nil {
 			break
 		}
-		flows.Go(func() { s.flow(ctx, p, req) })
+		s.flow(ctx, p, req, flows.Go)
 	}
 	session.Close()
 	flows.Wait()

@@ -460,3 +460,28 @@ func TestFlowsOfAnAgentBeside(t *testing.T) {
 		t.Errorf("of no engagement: %v", err)
 	}
 }
+
+// An agent's flows go on to the client in the order in which they came.
+func TestOrder(t *testing.T) {
+	b := start(t)
+	agent := b.mustDial(b.client, tunnel.Hello{Role: "agent", Token: "pod"})
+	vif := b.mustDial(b.client, tunnel.Hello{Role: "vif", ID: "c"})
+	for b.srv.Hub.VIF("c") == nil { // registered after the client has been welcomed
+		time.Sleep(time.Millisecond)
+	}
+	for i := range 200 {
+		if _, err := agent.Begin(tunnel.Header{Kind: tunnel.KindTCP, Engagement: "e", Dst: netip.AddrPortFrom(netip.Addr{}, uint16(1000+i))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 200 {
+		r, err := vif.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Header.Dst.Port(); got != uint16(1000+i) {
+			t.Errorf("flow %d is number %d", got-1000, i)
+		}
+		r.Refuse(tunnel.CodeRefused, "")
+	}
+}

@@ -52,3 +52,12 @@ func (l *link) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error
 	}
 	return s.Open(ctx, h)
 }
+
+// Begin is Open without waiting for the answer.
+func (l *link) Begin(h tunnel.Header) (tunnel.Opening, error) {
+	s := l.get()
+	if s == nil {
+		return tunnel.Opening{}, errDown
+	}
+	return s.Begin(h)
+}

@@ -9,6 +9,9 @@
 // are accepted and wait, so that nobody is refused in the time in which no
 // handler listens; see [Table.Pause].
 //
+// Connections of one client to one port come to the handler in the order in which
+// the client has opened them, unless its port takes none at the moment.
+//
 // A [Table] may be used concurrently. Streams of an engagement are reset when
 // it is removed.
 package engaged
@@ -24,12 +27,28 @@ import (
 	"time"
 
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/turn"
 )
 
 const (
 	dialTimeout = 10 * time.Second
 	udpIdle     = 60 * time.Second
+
+	// A connection waits that long for its turn, which is behind those that came
+	// before it. On the loopback interface they connect at once, or are not taken:
+	// by a port that is full, after which the kernel tries again in a second.
+	// Elsewhere it takes a way and back, of which that of a near network is waited for.
+	turnWait    = 500 * time.Millisecond
+	turnWaitFar = 5 * time.Millisecond
 )
+
+// line is what connections have in common that keep their order.
+type line struct {
+	engagement string
+	kind       tunnel.Kind
+	port       uint16
+	client     netip.Addr
+}
 
 // Port is a container port and where its traffic goes.
 type Port struct {
@@ -42,6 +61,7 @@ type Port struct {
 type Table struct {
 	log   *slog.Logger
 	flows atomic.Int64
+	lines turn.Lines[line]
 
 	mu sync.Mutex
 	by map[string]*entry
@@ -124,11 +144,16 @@ func (t *Table) Serve(ctx context.Context, s *tunnel.Session) {
 		if err != nil {
 			return
 		}
-		wg.Go(func() { t.serve(ctx, r) })
+		h := r.Header
+		place := t.lines.Join(line{h.Engagement, h.Kind, h.Dst.Port(), h.Src.Addr()})
+		wg.Go(func() {
+			defer place.Done()
+			t.serve(ctx, r, place)
+		})
 	}
 }
 
-func (t *Table) serve(ctx context.Context, r *tunnel.Request) {
+func (t *Table) serve(ctx context.Context, r *tunnel.Request, place *turn.Turn[line]) {
 	h := r.Header
 	if h.Kind != tunnel.KindTCP && h.Kind != tunnel.KindUDP || h.Engagement == "" {
 		// The container's own network is nobody's to reach into.
@@ -155,8 +180,14 @@ func (t *Table) serve(ctx context.Context, r *tunnel.Request) {
 	if !passed {
 		return
 	}
+	most := turnWait
+	if !dst.Addr().IsLoopback() {
+		most = turnWaitFar
+	}
+	place.Wait(ctx, most)
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, strings.ToLower(h.Kind.String()), dst.String())
+	place.Done()
 	forget := t.connected(e, conn)
 	defer forget()
 	if err != nil {

@@ -141,3 +141,57 @@ func TestSetAndRemove(t *testing.T) {
 		t.Errorf("after its removal: %v", err)
 	}
 }
+
+// Connections come to the handler in the order in which they were opened, those
+// that had to wait for another handler too. Of another client's, or to another port,
+// none is waited for.
+func TestOrder(t *testing.T) {
+	table, far := newTable(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := netip.MustParseAddrPort(l.Addr().String()).Port()
+	table.Set("e1", localhost, []Port{{Container: 8080, Handler: port}})
+	for _, paused := range []bool{false, true} {
+		if paused {
+			table.Pause("e1", time.Hour)
+		}
+		var all []tunnel.Opening
+		for i := range 200 {
+			h := header(tunnel.KindTCP, "e1", 8080)
+			h.Src = netip.AddrPortFrom(localhost, uint16(1000+i))
+			o, err := far.Begin(h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, o)
+		}
+		var streams []*tunnel.Stream
+		for i, o := range all {
+			st, err := o.Wait(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, st)
+			_, _ = st.Write([]byte{byte(i)})
+		}
+		table.Resume("e1")
+		for i := range all {
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			said := make([]byte, 1)
+			if _, err := io.ReadFull(c, said); err != nil || said[0] != byte(i) {
+				t.Errorf("paused %v: connection %d is the handler's number %d: %v", paused, said[0], i, err)
+			}
+			c.Close()
+		}
+		for _, st := range streams {
+			_ = st.Close()
+		}
+	}
+}

@@ -4,7 +4,8 @@
 //
 // A connection goes to the manager, from there to an agent of the engagement, and
 // is dialled inside of its pod. It is accepted before the pod has been asked, as
-// a listener does; what the pod refuses is reset.
+// a listener does; what the pod refuses is reset. Those that are opened one after
+// another come to the pod's port in that order.
 package topod
 
 import (
@@ -42,7 +43,7 @@ func (p Port) String() string {
 
 // Opener opens a stream to the manager.
 type Opener interface {
-	Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
+	Begin(h tunnel.Header) (tunnel.Opening, error)
 }
 
 // Table is the ports of all engagements. It may be used concurrently.
@@ -170,32 +171,45 @@ func (t *Table) listen(s *set, p Port) error {
 				}
 				continue
 			}
-			s.wg.Go(func() { t.serve(s, p, c) })
+			o, err := t.begin(s, p) // here, which keeps the order
+			if err != nil {
+				t.refuse(s, p, c, err)
+				continue
+			}
+			s.wg.Go(func() { t.serve(s, p, c, o) })
 		}
 	})
 	return nil
 }
 
-func (t *Table) stream(s *set, p Port) (*tunnel.Stream, error) {
+func (t *Table) begin(s *set, p Port) (tunnel.Opening, error) {
 	kind := tunnel.KindTCP
 	if p.UDP {
 		kind = tunnel.KindUDP
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
-	defer cancel()
-	return t.open.Open(ctx, tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: netip.AddrPortFrom(loopback, p.Number)})
+	return t.open.Begin(tunnel.Header{Kind: kind, Engagement: s.engagement, Dst: netip.AddrPortFrom(loopback, p.Number)})
 }
 
-func (t *Table) serve(s *set, p Port, c *net.TCPConn) {
-	stream, err := t.stream(s, p)
+func (s *set) wait(o tunnel.Opening) (*tunnel.Stream, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
+	defer cancel()
+	return o.Wait(ctx)
+}
+
+func (t *Table) serve(s *set, p Port, c *net.TCPConn, o tunnel.Opening) {
+	stream, err := s.wait(o)
 	if err != nil {
-		t.log.Debug("the pod's port is not reached", "engagement", s.engagement, "port", p.String(), "err", err)
-		_ = c.SetLinger(0)
-		_ = c.Close()
+		t.refuse(s, p, c, err)
 		return
 	}
 	defer context.AfterFunc(s.ctx, func() { stream.Reset(tunnel.CodeReset); _ = c.Close() })()
 	_, _, _ = tunnel.Relay(c, stream) // its end is the handler's to judge
+}
+
+func (t *Table) refuse(s *set, p Port, c *net.TCPConn, err error) {
+	t.log.Debug("the pod's port is not reached", "engagement", s.engagement, "port", p.String(), "err", err)
+	_ = c.SetLinger(0)
+	_ = c.Close()
 }
 
 // datagrams is one socket for all peers, and a flow for each.
@@ -248,7 +262,11 @@ func (u *datagrams) peer(from netip.AddrPort) *peer {
 	u.s.wg.Go(func() {
 		defer u.forget(p)
 		defer context.AfterFunc(u.s.ctx, func() { p.Close() })()
-		stream, err := u.t.stream(u.s, u.port)
+		var stream *tunnel.Stream
+		o, err := u.t.begin(u.s, u.port)
+		if err == nil {
+			stream, err = u.s.wait(o)
+		}
 		if err != nil {
 			u.t.log.Debug("datagrams dropped", "engagement", u.s.engagement, "port", u.port.String(), "err", err)
 			return

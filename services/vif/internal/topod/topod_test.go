@@ -112,3 +112,41 @@ func TestToPod(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 }
+
+// Connections go to the manager in the order in which they were opened.
+func TestOrder(t *testing.T) {
+	a, b := net.Pipe()
+	near, far := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
+	defer near.Close()
+	defer far.Close()
+	tab := New(near, slog.New(slog.DiscardHandler))
+	defer tab.Close()
+	p := free(t)
+	if err := tab.Set("e", []Port{{Number: p}}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 200
+	for i := range n {
+		c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(int(p)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, _ = c.Write([]byte{byte(i)})
+	}
+	for i := range n {
+		r, err := far.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		said := make([]byte, 1)
+		if _, err := io.ReadFull(s, said); err != nil || said[0] != byte(i) {
+			t.Errorf("connection %d is the manager's number %d: %v", said[0], i, err)
+		}
+	}
+}
