@@ -172,7 +172,11 @@ func TestIntercept(t *testing.T) {
 			t.Fatal(err)
 		}
 		answers(t, 20*time.Second, "frontend v1")
-		noHandler(t)
+		// The traffic need not wait for the handler's end.
+		rig.Eventually(t, time.Minute, "the handler is gone", func(context.Context) (bool, string) {
+			ids := rig.Docker(t, "ps", "-aq", "--filter", rig.Workspace, "--filter", "label=berth.dev/component=handler")
+			return len(ids) == 0, strings.Join(ids, " ")
+		})
 		check()
 	})
 }
