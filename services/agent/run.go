@@ -29,8 +29,8 @@ const (
 	// margin is what is left of the grace period when flows that are still open are
 	// given up, so that they are reset by us and not by SIGKILL.
 	margin = 2 * time.Second
-	// linger is how long an agent that the app is behind goes on after SIGTERM: for
-	// the news that the pod ends to reach those who send to it.
+	// linger is how long an agent that the app or the handler is behind goes on after
+	// SIGTERM: for the news that the pod ends to reach those who send to it.
 	linger = 3 * time.Second
 	// orphaned is after how long without a manager an agent beside a container ends.
 	orphaned = 5 * time.Minute
@@ -88,7 +88,7 @@ func (c config) hello() (tunnel.Hello, error) {
 }
 
 // runInPlace listens on the engaged container's ports until SIGTERM, then turns
-// unready, takes no new flows and lets the open ones end.
+// unready, after a while takes no new flows, and lets the open ones end.
 func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) error {
 	var handler atomic.Bool // the manager said that it runs
 	var app atomic.Bool     // connections go on to the app in other pods
@@ -129,7 +129,9 @@ func runInPlace(ctx context.Context, cfg config, l *link.Link, log *slog.Logger)
 		}
 		drain, cancel := context.WithTimeout(live, max(cfg.grace-margin, time.Second))
 		defer cancel()
-		if app.Load() { // given up: Services lead here until that has got around
+		// Services lead here until the end of the pod has got around. What still comes
+		// is taken where there is somebody to take it to.
+		if app.Load() || handler.Load() {
 			select {
 			case <-time.After(min(linger, max(cfg.grace-margin, 0))):
 			case <-live.Done():
