@@ -16,6 +16,12 @@ for m in "$@"; do
 	(cd "$m" && go mod tidy -diff >/dev/null) || { say "go.mod of $m is not tidy: make tidy"; fail=1; }
 done
 
+# Who runs Docker Desktop has ctl on another system than the engine's.
+for os in darwin/arm64 windows/amd64; do
+	say "check: ctl for $os"
+	(cd ctl && GOOS=${os%/*} GOARCH=${os#*/} go build ./...) || fail=1
+done
+
 tools/check/generate.sh
 out=$(git status --porcelain -- $(git ls-files '*/schema/*.json' 'deploy/chart/*' 'docs/reference/*') 2>/dev/null || true)
 [ -z "${CI:-}" ] || [ -z "$out" ] || { say "generated files are stale: make tidy"; say "$out"; fail=1; }
