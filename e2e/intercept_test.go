@@ -209,8 +209,8 @@ func TestInterceptRollout(t *testing.T) {
 	p := ctl.Start(t, "intercept", "frontend-v1", "--port", "8080:http", "--docker-run", "--", "frontend-v2")
 	answers(t, time.Minute, "frontend v2")
 
-	thousand(t, "one replica", "frontend v2", func() {})
-	thousand(t, "scaled up and rolled out", "frontend v2", func() {
+	thousand(t, "one replica", "http://frontend-v1", "frontend v2", func() {})
+	thousand(t, "scaled up and rolled out", "http://frontend-v1", "frontend v2", func() {
 		patch(t.Context(), `{"spec":{"replicas":4,"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`)
 		settled()
 	})
@@ -223,7 +223,7 @@ func TestInterceptRollout(t *testing.T) {
 		}
 		return false, r.String()
 	})
-	thousand(t, "one of four evicted", "frontend v2", func() {
+	thousand(t, "one of four evicted", "http://frontend-v1", "frontend v2", func() {
 		l, err := cluster.Kube.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=frontend-v1"})
 		if err != nil {
 			t.Fatal(err)
@@ -242,16 +242,16 @@ func TestInterceptRollout(t *testing.T) {
 	ctl.Must(t, "leave", "frontend-v1")
 	p.Wait(t, time.Minute)
 	answers(t, 5*time.Second, "frontend v1")
-	thousand(t, "left", "frontend v1", func() {})
+	thousand(t, "left", "http://frontend-v1", "frontend v1", func() {})
 	check()
 }
 
-// thousand asks for the frontend from inside the cluster while something
+// thousand asks at a URL from inside the cluster while something
 // happens, a thousand times at least, and checks who answered.
-func thousand(t *testing.T, while, want string, happens func()) {
+func thousand(t *testing.T, while, url, want string, happens func()) {
 	t.Helper()
 	stop, all := make(chan struct{}), make(chan string)
-	go func() { all <- requests(t.Context(), t, stop, 1000) }()
+	go func() { all <- requests(t.Context(), t, url, stop, 1000) }()
 	happens()
 	close(stop)
 	counts := map[string]int{}

@@ -73,7 +73,7 @@ func TestWatch(t *testing.T) {
 	stop := make(chan struct{})
 	ctx, cancel := context.WithTimeout(t.Context(), limit+time.Minute)
 	defer cancel()
-	go func() { loaded <- requests(ctx, t, stop, 0) }()
+	go func() { loaded <- requests(ctx, t, "http://frontend-v1", stop, 0) }()
 
 	switches := func() int { return strings.Count(p.Output(), "switched to sha256:") }
 	for i := 2; i <= n+1; i++ {
@@ -161,9 +161,9 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// requests asks for the frontend from inside the cluster until stop, but so many
+// requests asks at a URL from inside the cluster until stop, but so many
 // times at least.
-func requests(ctx context.Context, t *testing.T, stop <-chan struct{}, least int) string {
+func requests(ctx context.Context, t *testing.T, url string, stop <-chan struct{}, least int) string {
 	pods, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=echo"})
 	if err != nil || len(pods.Items) == 0 {
 		t.Errorf("no pod to ask from: %v", err)
@@ -178,7 +178,7 @@ func requests(ctx context.Context, t *testing.T, stop <-chan struct{}, least int
 			}
 		default:
 		}
-		out, err := cluster.Exec(ctx, "default", pods.Items[0].Name, "other", "/probe", "load", "http://frontend-v1", "1s")
+		out, err := cluster.Exec(ctx, "default", pods.Items[0].Name, "other", "/probe", "load", url, "1s")
 		if err != nil {
 			t.Errorf("ask: %v", err)
 			return all.String()

@@ -210,8 +210,6 @@ func file(path string) error {
 	return nil
 }
 
-// load has four askers that make a connection for each request, and one that
-// keeps its own.
 // heard listens, and prints what it hears unless it does not even read.
 func heard(port string, reads bool) error {
 	l, err := net.Listen("tcp", ":"+port)
@@ -279,6 +277,8 @@ func asked(c *http.Client, url, dev string) (string, error) {
 	return line, err
 }
 
+// load has four askers that make a connection for each request, and one that
+// keeps its own.
 func load(url, duration string) error {
 	d, err := time.ParseDuration(duration)
 	if err != nil {
