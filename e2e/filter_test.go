@@ -43,6 +43,14 @@ func begin(t *testing.T, ctl *rig.Ctl, args ...string) *rig.Proc {
 	return p
 }
 
+// badFilters are flags by what is said of them.
+var badFilters = map[string][]string{
+	"header X-Dev is no regular expression":      {"--http-header", "x-dev=a("},
+	"not like NAME=VALUE":                        {"--http-header", "x-dev"},
+	"at most one of --http-path-prefix":          {"--http-path-prefix", "/a", "--http-path-regex", "/b"},
+	`the path "api" does not begin with a slash`: {"--http-path-equal", "api"},
+}
+
 // Two developers have the requests with their header, of one port, and the app the
 // rest: of a thousand that alternate on the same connections none comes to the
 // wrong side. What one leaves is the app's again.
@@ -53,12 +61,7 @@ func TestFilters(t *testing.T) {
 	ctl.Must(t, "connect", "--docker", "--name", "second")
 	check := untouched(t)
 
-	for want, args := range map[string][]string{
-		"header X-Dev is no regular expression":      {"--http-header", "x-dev=a("},
-		"not like NAME=VALUE":                        {"--http-header", "x-dev"},
-		"at most one of --http-path-prefix":          {"--http-path-prefix", "/a", "--http-path-regex", "/b"},
-		`the path "api" does not begin with a slash`: {"--http-path-equal", "api"},
-	} {
+	for want, args := range badFilters {
 		refused(t, ctl, 2, []string{want}, append([]string{"intercept", "frontend-v1", "--use", "second", "--port", "9101:http"}, args...)...)
 	}
 	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "intercept", "echo", "--container", "echo", "--use", "second", "--port", "9101:udp", "--http-header", "x-dev=a")
@@ -160,13 +163,17 @@ func TestFiltersKill(t *testing.T) {
 }
 
 // A wiretap's handler has copies of what the service is asked, beside an intercept
-// too; who answers is who would without it. One that never reads harms nobody.
+// too, or with a filter of the requests that it matches; who answers is who would
+// without it. One that never reads harms nobody.
 func TestWiretap(t *testing.T) {
 	ctl := rig.NewCtl(t, cluster)
 	answers(t, time.Minute, "frontend v1")
 	connect(t, ctl)
 	check := untouched(t)
 	refused(t, ctl, 2, []string{"port 7007/UDP has none"}, "wiretap", "echo", "--container", "echo", "--port", "9201:udp")
+	for want, args := range badFilters {
+		refused(t, ctl, 2, []string{want}, append([]string{"wiretap", "frontend-v1", "--port", "9201:http"}, args...)...)
+	}
 	tap := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9201:http", "--docker-run", "--", probeImage, "heard", "9201")
 	deaf := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9202:http", "--docker-run", "--", probeImage, "deaf", "9202")
 	absent := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9204:http", "--wait", "none", "--docker-run", "--", probeImage, "deaf", "9205")
@@ -179,14 +186,30 @@ func TestWiretap(t *testing.T) {
 	if got, err := alternating(t.Context(), t, 600); err != nil || got != "alice alice: 200, bob frontend v1: 200, carol frontend v1: 200" {
 		t.Errorf("%s, %v", got, err)
 	}
-	if list := ctl.Must(t, "list").Stdout; strings.Count(list, "(wiretap 8080/TCP)") != 3 {
+	alice := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9206:http", "--http-header", "X-Dev=alic.", "--docker-run", "--", probeImage, "requests", "9206")
+	nobody := begin(t, ctl, "wiretap", "frontend-v1", "--port", "9207:http", "--http-path-prefix", "/nothing", "--docker-run", "--", probeImage, "requests", "9207")
+	// Fewer than would be dropped of a handler that is slow.
+	const copy = `asked GET / by "alice"`
+	if got, err := alternating(t.Context(), t, 300); err != nil || got != "alice alice: 100, bob frontend v1: 100, carol frontend v1: 100" {
+		t.Errorf("%s, %v", got, err)
+	}
+	rig.Eventually(t, time.Minute, "a wiretap with a filter has copies of the requests that it matches", func(context.Context) (bool, string) {
+		return strings.Count(alice.Output(), copy) >= 100, alice.Output()
+	})
+	if out := alice.Output(); strings.Count(out, copy) != 100 || strings.Count(out, "asked ") != 100 {
+		t.Errorf("copies of other requests: %s", out)
+	}
+	if out := nobody.Output(); strings.Contains(out, "asked ") {
+		t.Errorf("copies that the filter does not match: %s", out)
+	}
+	if list := ctl.Must(t, "list").Stdout; strings.Count(list, "(wiretap 8080/TCP)") != 3 || !strings.Contains(list, "(wiretap 8080/TCP with X-Dev=alic.)") || !strings.Contains(list, "(wiretap 8080/TCP with path-prefix=/nothing/)") {
 		t.Errorf("all wiretaps are to be named:\n%s", list)
 	}
 	rig.Eventually(t, time.Minute, "what a handler loses is counted", func(context.Context) (bool, string) {
 		r := ctl.Run(t, "status")
 		return strings.Count(r.Stdout, "its handler did not take all copies") == 1 && strings.Contains(absent.Output(), "copies lost"), r.String() + absent.Output()
 	})
-	for _, p := range []*rig.Proc{tap, deaf, absent, mine} {
+	for _, p := range []*rig.Proc{tap, deaf, absent, alice, nobody, mine} {
 		if err := p.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}

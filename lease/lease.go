@@ -83,8 +83,10 @@ type Info struct {
 	// Webhook is the outcome of the manager's last self-test of its admission
 	// webhook: "ok", or what failed.
 	Webhook string `json:"webhook"`
-	// Filters: the manager knows EngagementSpec.Filter, and wiretaps.
-	Filters bool `json:"filters,omitempty"`
+	// Filters: the manager knows EngagementSpec.Filter, and wiretaps; CopyFilters:
+	// it knows wiretaps with a filter.
+	Filters     bool `json:"filters,omitempty"`
+	CopyFilters bool `json:"copyFilters,omitempty"`
 	// ExcludeEnv are the variables (patterns of path.Match) that this
 	// installation keeps in the cluster.
 	ExcludeEnv []string `json:"excludeEnv,omitempty"`
@@ -174,6 +176,14 @@ func (s EngagementSpec) Beside() bool { return s.Kind == Ingest || s.Kind.Divert
 // Splits reports whether it shares a port with the app and others, which takes an
 // agent that knows how (AgentID.Filters).
 func (s EngagementSpec) Splits() bool { return s.Filter.Filtered() || s.Kind == Wiretap }
+
+// SplitBy reports whether one that knows filters, and those of copies, can serve it.
+func (s EngagementSpec) SplitBy(filters, copyFilters bool) bool {
+	if s.Kind == Wiretap && s.Filter.Filtered() {
+		return filters && copyFilters
+	}
+	return filters || !s.Splits()
+}
 
 // Port is a container port and, where it differs, the port the handler listens on.
 type Port struct {
@@ -311,8 +321,8 @@ type AgentServe struct {
 	Exit bool `json:"exit,omitempty"`
 }
 
-// AgentLost says of how many connections an agent has dropped copies since the
-// engagement, by which it is, began there.
+// AgentLost says of how many connections, or requests where there is a filter, an
+// agent has dropped copies since the engagement, by which it is, began there.
 type AgentLost struct {
 	Connections map[string]int64 `json:"connections,omitempty"`
 }
@@ -382,8 +392,10 @@ type AgentID struct {
 	Container string `json:"container"`        // beside which it is
 	Divert    bool   `json:"divert,omitempty"` // it may divert traffic
 	// Filters: it is of a version that knows filters and copies. One that does not
-	// would take all of a port for the first engagement's.
-	Filters bool `json:"filters,omitempty"`
+	// would take all of a port for the first engagement's. CopyFilters: also filters of
+	// copies. One that does not would copy all.
+	Filters     bool `json:"filters,omitempty"`
+	CopyFilters bool `json:"copyFilters,omitempty"`
 }
 
 // AgentAudience is the audience of the projected service-account token with

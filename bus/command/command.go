@@ -125,8 +125,8 @@ type OpenEngagement struct {
 	// Service is the Service whose ports an intercept means, where several
 	// select the workload's pods.
 	Service string `json:"service,omitempty"`
-	// HTTP says which HTTP requests of an intercept's ports come to the handler;
-	// nil: all that comes to them.
+	// HTTP says which HTTP requests of an intercept's ports come to the handler, or
+	// of which of a wiretap's it has copies; nil: all that comes to them.
 	HTTP *HTTPFilter `json:"http,omitempty"`
 	// ToPod are ports of the pod (8080, 53/UDP) that the handler reaches on its
 	// own loopback address, as a container of the pod does.
@@ -307,7 +307,8 @@ type Engagement struct {
 	// Method and Why are those of event.WorkloadPrepared, once that is stated.
 	Method string `json:"method,omitempty"`
 	Why    string `json:"why,omitempty"`
-	// Lost is of how many connections a wiretap's handler has not had all copies.
+	// Lost is of how many connections a wiretap's handler has not had all copies; of
+	// requests where it has a filter.
 	Lost  int64     `json:"lost,omitempty"`
 	Since time.Time `json:"since"`
 }

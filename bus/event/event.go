@@ -338,9 +338,9 @@ type PodsChanged struct {
 	Pods []string `json:"pods"`
 }
 
-// CopiesLost: a wiretap's handler does not take all copies; of so many connections
-// it has not had everything, since the engagement began. Neither the workload nor
-// its clients waited for it.
+// CopiesLost: a wiretap's handler does not take all copies; of so many connections,
+// requests where it has a filter, it has not had everything, since the engagement
+// began. Neither the workload nor its clients waited for it.
 type CopiesLost struct {
 	Connections int64 `json:"connections"`
 }

@@ -99,6 +99,8 @@ func run(args []string) error {
 		return load(arg(1), arg(2))
 	case "heard":
 		return heard(arg(1), true)
+	case "requests":
+		return requests(arg(1))
 	case "deaf":
 		return heard(arg(1), false)
 	case "alternate":
@@ -225,6 +227,13 @@ func heard(port string, reads bool) error {
 			go func() { _, _ = io.Copy(os.Stdout, c) }()
 		}
 	}
+}
+
+// requests serves HTTP, and prints each request.
+func requests(port string) error {
+	return http.ListenAndServe(":"+port, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		fmt.Printf("asked %s %s by %q\n", r.Method, r.RequestURI, r.Header.Get("X-Dev"))
+	}))
 }
 
 // alternate asks with the headers in turn, so that each connection has requests

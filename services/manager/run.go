@@ -98,7 +98,7 @@ func run(ctx context.Context, args []string) error {
 	g.Go(func() error { return control.Run(ctx) })
 	g.Go(func() error { lease.GiveBack(ctx); return nil })
 	g.Go(func() error {
-		info := lease.Info{Version: version, InstallationID: installation, Pin: string(id.Pin()), Filters: true, ExcludeEnv: cfg.excludeEnv}
+		info := lease.Info{Version: version, InstallationID: installation, Pin: string(id.Pin()), Filters: true, CopyFilters: true, ExcludeEnv: cfg.excludeEnv}
 		return publish(ctx, client, cfg.namespace, info, found, hook, log)
 	})
 	ready.Store(true)

@@ -73,9 +73,17 @@ Neither it nor its clients wait for the handler: what one that is slow, or not
 there, does not take within some 128 KiB of a connection is dropped, with the rest
 of that connection, and counted (ctl status). Any number at once, beside an
 intercept too. The handler has the container's environment, and its volumes
-read-only. What stands behind -- is as for ctl replace.`,
+read-only. What stands behind -- is as for ctl replace.
+
+With --http-header or --http-path-… only those requests are copied that match all
+of it, each for itself, by HTTP/1.1, HTTP/2 without TLS and gRPC; of what is not
+HTTP, TLS too, nothing. The handler is asked each of them anew, by the same
+version of HTTP; what it does not take within some 128 KiB of a request, or when
+128 of them are with it, is dropped and counted. Filters can be read by who may
+read leases in the namespace: do not filter by a password or token.`,
 		Examples: []string{
 			"ctl wiretap frontend --port 3000:http --docker-run -- frontend:dev",
+			"ctl wiretap frontend --port 3000:http --http-header x-dev=alice --http-path-prefix /api --docker-run -- frontend:dev",
 			"ctl wiretap frontend --port 3000:http -- nc -lk 3000",
 		},
 	}, lease.Wiretap)

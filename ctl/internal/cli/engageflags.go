@@ -57,9 +57,7 @@ func (f *engageFlags) register(fs *flag.FlagSet) {
 	case lease.Intercept, lease.Wiretap:
 		fs.Var(&f.ports, "port", "`PORT[:ID]`: the handler's port, and the service's port, number or name, whose traffic comes to it, with /UDP if it is; repeatable; for a container on a machine that is connected without --docker: LOCAL[:CONTAINER[:ID]]")
 		fs.StringVar(&f.service, "service", "", "`NAME` of the service whose port it is, where several select the workload")
-		if f.kind == lease.Intercept {
-			f.http.register(fs)
-		}
+		f.http.register(fs)
 	}
 	fs.Var(&f.toPod, "to-pod", "`PORT[/UDP]` of the pod that the handler reaches at 127.0.0.1; repeatable")
 	fs.StringVar(&f.mount, "mount", "", "the remote volumes: true, each at its own path; false; or the `PATH[:ro]` below which they are in the handler. For a command of this machine they are mounted on it, below PATH, or with true below a new folder that $BERTH_ROOT names (default: true where that can be done)")

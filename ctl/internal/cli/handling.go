@@ -419,7 +419,7 @@ func (h *handling) see(e event.Envelope) {
 		step("pods changed", "%s", strings.Join(f.Pods, " "))
 	}
 	if f, ok := event.Decode[event.CopiesLost](e); ok {
-		step("copies lost", "of %d connections", f.Connections)
+		step("copies lost", "of %d connections or requests", f.Connections)
 	}
 	if f, ok := event.Decode[event.Restoring](e); ok {
 		step("restoring", "%s", f.Cause)

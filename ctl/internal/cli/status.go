@@ -141,7 +141,11 @@ func (a *App) printStatus(st status) {
 			a.print.Result("%s: published %s", e.Name, publishedText(p))
 		}
 		if e.Lost > 0 {
-			a.print.Result("%s (%s): of %d connections its handler did not take all copies", e.Name, e.ID, e.Lost)
+			what := "connections"
+			if e.Filter != "" {
+				what = "requests"
+			}
+			a.print.Result("%s (%s): of %d %s its handler did not take all copies", e.Name, e.ID, e.Lost, what)
 		}
 		if e.Filter != "" {
 			a.print.Result("%s (%s): only HTTP requests with %s", e.Name, e.ID, e.Filter)

@@ -148,7 +148,7 @@ type wanted map[port.Port]*holding
 
 type holding struct {
 	routes []split.Route
-	taps   []port.To
+	taps   []split.Route
 	probes []lease.Probe
 }
 
@@ -157,11 +157,11 @@ func (w wanted) add(engagement string, d lease.Diverted) {
 	if w[p] == nil {
 		w[p] = &holding{}
 	}
-	to := port.To{Engagement: engagement, As: d.As}
+	r := split.Route{To: port.To{Engagement: engagement, As: d.As}, Filter: d.Filter}
 	if d.Copy {
-		w[p].taps = append(w[p].taps, to)
+		w[p].taps = append(w[p].taps, r)
 	} else {
-		w[p].routes = append(w[p].routes, split.Route{To: to, Filter: d.Filter})
+		w[p].routes = append(w[p].routes, r)
 	}
 	w[p].probes = d.Probes
 }
@@ -256,11 +256,8 @@ func (h *holding) fail(errs map[string]string, why string) {
 // engagements are those that have something of the port.
 func (h *holding) engagements() map[string]struct{} {
 	all := map[string]struct{}{}
-	for _, r := range h.routes {
+	for _, r := range slices.Concat(h.routes, h.taps) {
 		all[r.To.Engagement] = struct{}{}
-	}
-	for _, to := range h.taps {
-		all[to.Engagement] = struct{}{}
 	}
 	return all
 }

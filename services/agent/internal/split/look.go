@@ -96,11 +96,16 @@ func (p *Port) whoSpeaks(ctx context.Context, c *peek.Conn) (*peek.Conn, error) 
 // dialWhole connects to whose the connection is as a whole.
 func (p *Port) dialWhole(ctx context.Context, c *peek.Conn) (peek.End, error) {
 	if to, ok := p.All(); ok {
-		ctx, cancel := context.WithTimeout(ctx, port.OpenTimeout)
-		defer cancel()
-		return p.opener.Open(ctx, to.Header(tunnel.KindTCP, c.LocalAddr(), c.RemoteAddr()))
+		return p.open(ctx, to.Header(tunnel.KindTCP, c.LocalAddr(), c.RemoteAddr()))
 	}
 	return p.dialApp(ctx, c.LocalAddr())
+}
+
+// open opens a flow to a handler.
+func (p *Port) open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, port.OpenTimeout)
+	defer cancel()
+	return p.opener.Open(ctx, h)
 }
 
 func (p *Port) dialApp(ctx context.Context, local net.Addr) (*net.TCPConn, error) {

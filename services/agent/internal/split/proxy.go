@@ -50,11 +50,16 @@ type client struct {
 
 func newClient(p *Port, c *peek.Conn) *client {
 	cl := &client{port: p, conn: newInbound(c), fars: map[*far]struct{}{}}
-	cl.one = &http.Transport{DialContext: cl.dial, DisableCompression: true, ExpectContinueTimeout: continueWait, Protocols: new(http.Protocols)}
-	cl.one.Protocols.SetHTTP1(true)
-	cl.two = &http.Transport{DialContext: cl.dial, DisableCompression: true, Protocols: new(http.Protocols)}
-	cl.two.Protocols.SetUnencryptedHTTP2(true)
+	cl.one, cl.two = newTransport(false, cl.dial), newTransport(true, cl.dial)
 	return cl
+}
+
+// newTransport is one that speaks HTTP/1, or HTTP/2 without TLS.
+func newTransport(two bool, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
+	t := &http.Transport{DialContext: dial, DisableCompression: true, ExpectContinueTimeout: continueWait, Protocols: new(http.Protocols)}
+	t.Protocols.SetHTTP1(!two)
+	t.Protocols.SetUnencryptedHTTP2(two)
+	return t
 }
 
 // serve answers the client's requests until its connection is over.
@@ -175,10 +180,7 @@ func (b *body) Close() error {
 // rewrite makes the request that goes on: the client's own, with its address added
 // to X-Forwarded-For, since the far end sees another one.
 func (cl *client) rewrite(pr *httputil.ProxyRequest, host string) {
-	pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.URL.RawQuery = "http", host, pr.In.URL.RawQuery
-	if target := pr.In.RequestURI; target == "*" || strings.HasPrefix(target, "/") && !strings.HasPrefix(target, "//") {
-		pr.Out.URL = &url.URL{Scheme: "http", Host: host, Opaque: target} // to the letter
-	}
+	pr.Out.URL = aimed(pr.In, host)
 	pr.Out.Host = pr.In.Host
 	pr.Out.Trailer = pr.In.Trailer // filled when the body has ended
 	for _, k := range []string{"Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto"} {
@@ -191,6 +193,16 @@ func (cl *client) rewrite(pr *httputil.ProxyRequest, host string) {
 		via = []string{strings.Join(append(via[:len(via):len(via)], a.Addr().Unmap().String()), ", ")}
 	}
 	pr.Out.Header["X-Forwarded-For"] = via
+}
+
+// aimed is the URL of a request that goes on to host.
+func aimed(r *http.Request, host string) *url.URL {
+	if target := r.RequestURI; target == "*" || strings.HasPrefix(target, "/") && !strings.HasPrefix(target, "//") {
+		return &url.URL{Scheme: "http", Host: host, Opaque: target} // to the letter
+	}
+	u := *r.URL
+	u.Scheme, u.Host = "http", host
+	return &u
 }
 
 // keepClose tells the client of a far end that ends the connection after its answer.
@@ -216,9 +228,7 @@ func (cl *client) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		f.End, err = cl.port.dialApp(ctx, cl.conn.LocalAddr())
 	} else {
 		f.engagement = host
-		ctx, cancel := context.WithTimeout(ctx, port.OpenTimeout)
-		defer cancel()
-		f.End, err = cl.port.opener.Open(ctx, port.To{Engagement: host, As: atoi(number)}.Header(tunnel.KindTCP, cl.conn.LocalAddr(), cl.conn.RemoteAddr()))
+		f.End, err = cl.port.open(ctx, port.To{Engagement: host, As: atoi(number)}.Header(tunnel.KindTCP, cl.conn.LocalAddr(), cl.conn.RemoteAddr()))
 	}
 	if err != nil {
 		return nil, &dialError{err}

@@ -148,12 +148,12 @@ func named(name string) http.Handler {
 	})
 }
 
-// http1 and http2 are clients that keep connections alive.
-func http1() *http.Client {
+// client1 and client2 are clients that keep connections alive.
+func client1() *http.Client {
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
 }
 
-func http2() *http.Client {
+func client2() *http.Client {
 	tr := &http.Transport{Protocols: new(http.Protocols)}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	return &http.Client{Timeout: 20 * time.Second, Transport: tr}

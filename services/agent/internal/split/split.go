@@ -13,8 +13,9 @@
 //   - Everything else (TLS, raw TCP, a server that speaks first) cannot be told
 //     apart and goes as a whole to the engagement without a filter, or the app.
 //
-// Wiretaps have copies of what clients say, of each connection as a whole
-// (tap.go); they change nothing of where it goes, and nobody waits for them.
+// Wiretaps have copies of what clients say, of each connection as a whole (tap.go),
+// or with a filter of the requests that it matches, which are found in such a copy
+// (sift.go); they change nothing of where it goes, and nobody waits for them.
 //
 // What holds may change at any time (Set): the next request goes by what holds
 // then, on connections that are open too. A connection with the app never ends
@@ -43,34 +44,44 @@ type Port struct {
 	log    *slog.Logger
 	now    atomic.Pointer[table]
 	raw    sync.Once // it has been said that something was not HTTP
+	// and that wiretaps with filters have no copies of it.
+	unsifted sync.Once
 
 	mu     sync.Mutex
 	own    map[*far]struct{} // connections to handlers, of requests
-	copies map[*copied]struct{}
+	copies map[going]struct{}
 	taps   map[string]*tap // by engagement
 }
 
 // New is a port of the app all of whose traffic is the app's.
 func New(number uint16, o port.Opener, log *slog.Logger) *Port {
-	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}, copies: map[*copied]struct{}{}, taps: map[string]*tap{}}
+	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}, copies: map[going]struct{}{}, taps: map[string]*tap{}}
 	p.Set(nil, nil, nil, nil)
 	return p
 }
 
 // Set makes routes, which come oldest first, what holds, with copies of new
-// connections for taps. kubelet's probes, which
+// connections, or of their requests, for taps. kubelet's probes, which
 // come from node's addresses, are the app's in any case. Errors are by engagement.
-func (p *Port) Set(routes []Route, taps []port.To, probes []lease.Probe, node []netip.Addr) map[string]error {
+func (p *Port) Set(routes, taps []Route, probes []lease.Probe, node []netip.Addr) map[string]error {
 	t, errs := newTable(p.number, routes, probes, node)
 	p.mu.Lock()
 	was := p.taps
 	p.taps = map[string]*tap{}
-	for _, to := range taps {
-		k := was[to.Engagement]
+	for _, r := range taps {
+		k := was[r.To.Engagement] // whose filter stays as it is
 		if k == nil {
-			k = &tap{to: to}
+			k = &tap{to: r.To}
+			if r.Filter.Filtered() {
+				m, err := r.matcher()
+				if err != nil {
+					errs[r.To.Engagement] = err
+					continue
+				}
+				k.match = &m
+			}
 		}
-		p.taps[to.Engagement] = k
+		p.taps[r.To.Engagement] = k
 		t.taps = append(t.taps, k)
 	}
 	p.mu.Unlock()
@@ -88,7 +99,7 @@ func (p *Port) Cut(engagement string) {
 		}
 	}
 	for c := range p.copies {
-		if c.tap.to.Engagement == engagement {
+		if c.of().to.Engagement == engagement {
 			c.cut()
 		}
 	}

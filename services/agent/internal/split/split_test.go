@@ -20,7 +20,7 @@ import (
 // Requests that alternate on connections that are kept alive come to where their
 // headers and paths say, each of them, by either version of HTTP.
 func TestEachRequestBySelf(t *testing.T) {
-	for name, client := range map[string]func() *http.Client{"HTTP/1.1": http1, "HTTP/2.0": http2} {
+	for name, client := range map[string]func() *http.Client{"HTTP/1.1": client1, "HTTP/2.0": client2} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, server(t, named("app")))
 			r.handler("alice", server(t, named("alice")))
@@ -68,7 +68,7 @@ func TestTheRest(t *testing.T) {
 	r.handler("all", server(t, named("all")))
 	r.handler("alice", server(t, named("alice")))
 	r.hold(t, route("all"), route("alice", "alice"))
-	c := http1()
+	c := client1()
 	for dev, want := range map[string]string{"": "all", "alice": "alice"} {
 		if got, _ := r.ask(t, c, "/", dev, nil); !strings.HasPrefix(got, want+" ") {
 			t.Errorf("%q: %q", dev, got)
@@ -293,7 +293,7 @@ func TestWebSocket(t *testing.T) {
 
 // Streams go through as they come, both ways at once, and end when the client ends.
 func TestStreaming(t *testing.T) {
-	for name, client := range map[string]func() *http.Client{"HTTP/1.1": http1, "HTTP/2.0": http2} {
+	for name, client := range map[string]func() *http.Client{"HTTP/1.1": client1, "HTTP/2.0": client2} {
 		t.Run(name, func(t *testing.T) {
 			gone := make(chan struct{}, 1)
 			far := http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -352,7 +352,7 @@ func TestStreaming(t *testing.T) {
 func TestNobodyListens(t *testing.T) {
 	r := newRig(t, server(t, named("app")))
 	r.hold(t, route("alice", "alice"))
-	c := http1()
+	c := client1()
 	got, res := r.ask(t, c, "/", "alice", strings.NewReader("x"))
 	if res.StatusCode != http.StatusBadGateway || !strings.Contains(got, "alice takes no connection") {
 		t.Errorf("%d %q", res.StatusCode, got)
@@ -390,7 +390,7 @@ func TestNothingStays(t *testing.T) {
 	r.handler("alice", server(t, named("alice")))
 	r.hold(t, route("alice", "alice"))
 	for range 20 {
-		c := http1()
+		c := client1()
 		r.ask(t, c, "/", "alice", nil)
 		r.ask(t, c, "/", "", nil)
 		c.CloseIdleConnections()

@@ -40,10 +40,7 @@ func newTable(number uint16, routes []Route, probes []lease.Probe, node []netip.
 			continue
 		}
 		var err error
-		if r.Filter, err = r.Filter.Normal(); err == nil {
-			r.match, err = newMatcher(r.Filter)
-		}
-		if err != nil {
+		if r.match, err = r.matcher(); err != nil {
 			errs[r.To.Engagement] = err
 			continue
 		}
@@ -51,6 +48,17 @@ func newTable(number uint16, routes []Route, probes []lease.Probe, node []netip.
 	}
 	slices.SortStableFunc(t.routes, func(a, b Route) int { return a.Filter.Before(b.Filter) })
 	return t, errs
+}
+
+// sifting are the wiretaps that have a filter.
+func (t *table) sifting() []*tap {
+	var out []*tap
+	for _, k := range t.taps {
+		if k.match != nil {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // filtered reports whether requests have to be looked at.
@@ -90,7 +98,13 @@ type header struct {
 	expr        *regexp.Regexp
 }
 
-func newMatcher(f lease.Filter) (m matcher, err error) {
+// matcher makes the route's filter ready, and leaves it in its normal form.
+func (r *Route) matcher() (m matcher, err error) {
+	f, err := r.Filter.Normal()
+	if err != nil {
+		return m, err
+	}
+	r.Filter = f
 	for _, h := range f.Headers {
 		expr, err := lease.Whole(h.Value)
 		if err != nil {

@@ -22,11 +22,27 @@ const (
 )
 
 // tap is a wiretap's part of a port: how many connections are being copied, and of
-// how many something was lost.
+// how many something was lost. Those of one with a filter are requests.
 type tap struct {
-	to   port.To
-	open atomic.Int64
-	lost atomic.Int64
+	to    port.To
+	match *matcher // nil: no filter
+	open  atomic.Int64
+	lost  atomic.Int64
+}
+
+// begin counts one more copy, if there may be.
+func (t *tap) begin() bool {
+	if t.open.Add(1) <= copiesMost {
+		return true
+	}
+	t.open.Add(-1)
+	return false
+}
+
+// going is a copy on its way.
+type going interface {
+	of() *tap
+	cut()
 }
 
 // tapped is a client's connection, of which copies are made as it is read. Reading
@@ -34,17 +50,30 @@ type tap struct {
 type tapped struct {
 	*net.TCPConn
 	copies []*copied
+	sifted *queue // for wiretaps with filters; nil: there are none
 }
 
 func (t *tapped) Read(b []byte) (int, error) {
 	n, err := t.TCPConn.Read(b)
 	for _, c := range t.copies {
 		c.put(b[:n])
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			c.end()
-		}
+	}
+	if t.sifted != nil {
+		t.sifted.fill(b[:n]) // who sifts waits for nobody
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.end()
 	}
 	return n, err
+}
+
+func (t *tapped) end() {
+	for _, c := range t.copies {
+		c.end()
+	}
+	if t.sifted != nil {
+		t.sifted.end(io.EOF)
+	}
 }
 
 // WriteTo hides the socket's own, which knows nothing of copies.
@@ -53,9 +82,7 @@ func (t *tapped) WriteTo(w io.Writer) (int64, error) {
 }
 
 func (t *tapped) Close() error {
-	for _, c := range t.copies {
-		c.end()
-	}
+	t.end()
 	return t.TCPConn.Close()
 }
 
@@ -76,8 +103,13 @@ type copied struct {
 func (p *Port) tapping(ctx context.Context, c *net.TCPConn, taps []*tap) *tapped {
 	t := &tapped{TCPConn: c}
 	for _, tap := range taps {
-		if tap.open.Add(1) > copiesMost {
-			tap.open.Add(-1)
+		if tap.match != nil {
+			if t.sifted == nil {
+				t.sifted = p.sift(ctx, c)
+			}
+			continue
+		}
+		if !tap.begin() {
 			p.lose(tap)
 			continue
 		}
@@ -148,6 +180,8 @@ func (c *copied) end() {
 	}
 }
 
+func (c *copied) of() *tap { return c.tap }
+
 // cut ends the copy because its engagement has.
 func (c *copied) cut() {
 	c.mu.Lock()
@@ -167,9 +201,7 @@ func (c *copied) run(ctx context.Context, h tunnel.Header) {
 		delete(c.port.copies, c)
 		c.port.mu.Unlock()
 	}()
-	octx, cancel := context.WithTimeout(ctx, port.OpenTimeout)
-	s, err := c.port.opener.Open(octx, h)
-	cancel()
+	s, err := c.port.open(ctx, h)
 	c.mu.Lock()
 	if err != nil || c.lost {
 		c.drop()

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"berth.dev/services/agent/internal/port"
 )
 
 // sink keeps what comes over each connection, and answers what nobody wants.
@@ -66,9 +64,9 @@ func (s *sink) await(t *testing.T, want ...string) {
 // tapsOf has copies go to engagements beside what routes say.
 func (r *rig) tapsOf(t *testing.T, routes []Route, engagements ...string) {
 	t.Helper()
-	var taps []port.To
+	var taps []Route
 	for _, e := range engagements {
-		taps = append(taps, port.To{Engagement: e, As: 80})
+		taps = append(taps, route(e))
 	}
 	if errs := r.Set(routes, taps, nil, nil); len(errs) > 0 {
 		t.Fatal(errs)
@@ -85,7 +83,7 @@ func TestTapsHaveCopies(t *testing.T) {
 	r.handler("alice", server(t, named("alice")))
 	for _, routes := range [][]Route{nil, {route("alice", "alice")}} {
 		r.tapsOf(t, routes, "one", "two")
-		c := http1()
+		c := client1()
 		for _, body := range []string{"first", "second"} { // of one connection
 			if got, _ := r.ask(t, c, "/x", "", strings.NewReader(body)); got != "app POST /x "+body {
 				t.Errorf("%q", got)
@@ -107,7 +105,7 @@ func TestTapsHaveCopies(t *testing.T) {
 	r.mu.Lock()
 	before := r.opened["one"]
 	r.mu.Unlock()
-	r.ask(t, http1(), "/", "", nil)
+	r.ask(t, client1(), "/", "", nil)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.opened["one"] != before {
@@ -129,7 +127,7 @@ func TestTapsHoldNobodyUp(t *testing.T) {
 	})))
 	r.handler("stuck", l.Addr().String())
 	r.tapsOf(t, nil, "stuck", "absent")
-	c := http1()
+	c := client1()
 	for range 5 {
 		if got, _ := r.ask(t, c, "/", "", strings.NewReader(strings.Repeat("x", 16<<20))); got != "16" {
 			t.Fatalf("%q", got)

@@ -51,7 +51,7 @@ type Connection struct {
 	Resolver  string // address of the DNS server at the VIF
 	Virtual   []event.VirtualSubnet
 	Client    string // user@host
-	Filters   bool   // its manager knows filters
+	Manager   lease.Info
 	Cluster   *cluster.Cluster
 	Link      Environment
 }

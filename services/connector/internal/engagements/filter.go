@@ -12,8 +12,8 @@ func filterOf(req command.OpenEngagement) (lease.Filter, error) {
 		return lease.Filter{}, nil
 	}
 	hint := "ctl " + req.Kind + " --help"
-	if lease.Kind(req.Kind) != lease.Intercept {
-		return lease.Filter{}, fault.New(fault.InvalidArgument, "ctl intercept "+req.Workload, "filters by HTTP header and path belong to an intercept, not to a %s", req.Kind)
+	if !lease.Kind(req.Kind).Diverts() {
+		return lease.Filter{}, fault.New(fault.InvalidArgument, "ctl intercept "+req.Workload, "filters by HTTP header and path belong to an intercept or a wiretap, not to a %s", req.Kind)
 	}
 	var f lease.Filter
 	for _, h := range req.HTTP.Headers {
@@ -50,8 +50,12 @@ func shareable(spec lease.EngagementSpec, conn Connection) error {
 			return fault.New(fault.InvalidArgument, "ctl intercept --help", "filters are of HTTP requests, by TCP: port %d/%s has none", p.Container, p.Protocol)
 		}
 	}
-	if !conn.Filters {
-		return fault.New(fault.FailedPrecondition, "ctl install, then ctl quit and ctl connect", "the manager in the cluster is of a version that knows neither filters nor wiretaps")
+	const update = "ctl install, then ctl quit and ctl connect"
+	switch m := conn.Manager; {
+	case !m.Filters:
+		return fault.New(fault.FailedPrecondition, update, "the manager in the cluster is of a version that knows neither filters nor wiretaps")
+	case !spec.SplitBy(m.Filters, m.CopyFilters):
+		return fault.New(fault.FailedPrecondition, update, "the manager in the cluster is of a version that knows no filters of wiretaps")
 	}
 	return nil
 }

@@ -27,7 +27,8 @@ func TestFilterOf(t *testing.T) {
 		{lease.Intercept, header("x-dev", "a("), "", false},
 		{lease.Replace, header("x-dev", "alice"), "", false},
 		{lease.Ingest, header("x-dev", "alice"), "", false},
-		{lease.Wiretap, header("x-dev", "alice"), "", false},
+		{lease.Wiretap, header("x-dev", "alice"), "X-Dev=alice", true},
+		{lease.Wiretap, header("x-dev", "a("), "", false},
 	} {
 		f, err := filterOf(command.OpenEngagement{Kind: string(x.kind), Workload: "w", HTTP: x.http})
 		if x.ok != (err == nil) || x.ok && f.String() != x.want || err != nil && fault.CodeOf(err) != fault.InvalidArgument {
@@ -51,9 +52,18 @@ func TestShareable(t *testing.T) {
 		{lease.EngagementSpec{Kind: lease.Intercept, Ports: tcp, Filter: filter}, true, fault.FailedPrecondition},
 		{lease.EngagementSpec{Kind: lease.Wiretap, Ports: udp}, false, fault.InvalidArgument},
 		{lease.EngagementSpec{Kind: lease.Wiretap, Ports: tcp}, true, fault.FailedPrecondition},
+		{lease.EngagementSpec{Kind: lease.Wiretap, Ports: tcp, Filter: filter}, false, ""},
 	} {
-		if err := shareable(x.spec, Connection{Filters: !x.old}); (err != nil || x.want != "") && fault.CodeOf(err) != x.want {
+		if err := shareable(x.spec, Connection{Manager: lease.Info{Filters: !x.old, CopyFilters: !x.old}}); (err != nil || x.want != "") && fault.CodeOf(err) != x.want {
 			t.Errorf("%+v, old %v: %v, want %s", x.spec, x.old, err, x.want)
+		}
+	}
+	before := Connection{Manager: lease.Info{Filters: true}} // of a version that would copy all
+	for want, spec := range map[fault.Code]lease.EngagementSpec{
+		"": {Kind: lease.Wiretap, Ports: tcp}, fault.FailedPrecondition: {Kind: lease.Wiretap, Ports: tcp, Filter: filter},
+	} {
+		if err := shareable(spec, before); (err != nil || want != "") && fault.CodeOf(err) != want {
+			t.Errorf("%+v: %v, want %s", spec, err, want)
 		}
 	}
 }

@@ -131,7 +131,7 @@ func (s *service) connected(id string) (engagements.Connection, error) {
 	if r.Phase != "connected" {
 		return engagements.Connection{}, fault.New(fault.FailedPrecondition, "ctl status", "the connection %s is %s", r.Name, r.Phase)
 	}
-	return engagements.Connection{ID: id, Name: r.Name, Namespace: r.Namespace, Resolver: r.Resolver, Virtual: r.Virtual, Client: req.Client, Filters: l.Manager().Filters, Cluster: l.Cluster, Link: l.Link}, nil
+	return engagements.Connection{ID: id, Name: r.Name, Namespace: r.Namespace, Resolver: r.Resolver, Virtual: r.Virtual, Client: req.Client, Manager: l.Manager(), Cluster: l.Cluster, Link: l.Link}, nil
 }
 
 // serve answers the commands and holds connector's presence, until stop.

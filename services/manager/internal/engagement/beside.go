@@ -124,7 +124,7 @@ func nodeOf(p *corev1.Pod) []string {
 func pick(agents []*hub.Agent, e *engagement) *hub.Agent {
 	var best *hub.Agent
 	for _, a := range agents {
-		if a.Container != e.spec.Container || e.spec.Kind.Diverts() && !a.Divert || e.spec.Splits() && !a.Filters {
+		if a.Container != e.spec.Container || e.spec.Kind.Diverts() && !a.Divert || !e.spec.SplitBy(a.Filters, a.CopyFilters) {
 			continue
 		}
 		if _, ok := a.Connection(e.spec.ID); ok {
@@ -178,7 +178,7 @@ func (c *Controller) populate(ctx context.Context, live []*engagement, pods map[
 func (c *Controller) coming(p *corev1.Pod, e *engagement) bool {
 	for _, ec := range p.Spec.EphemeralContainers {
 		id, ok := inject.AgentOf(&ec, c.options.Pin)
-		if !ok || id.Container != e.spec.Container || e.spec.Kind.Diverts() && !id.Divert || e.spec.Splits() && !id.Filters {
+		if !ok || id.Container != e.spec.Container || e.spec.Kind.Diverts() && !id.Divert || !e.spec.SplitBy(id.Filters, id.CopyFilters) {
 			continue
 		}
 		if s := statusOf(p, ec.Name); s == nil || s.State.Terminated == nil {

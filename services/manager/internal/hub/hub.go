@@ -67,12 +67,13 @@ type Agent struct {
 	UID     string
 
 	// Of an agent beside a container.
-	Namespace string
-	Name      string // its own container
-	Container string // beside which it is
-	Divert    bool   // it may divert traffic
-	Filters   bool   // and knows filters
-	Sidecar   bool   // it came with the pod
+	Namespace   string
+	Name        string // its own container
+	Container   string // beside which it is
+	Divert      bool   // it may divert traffic
+	Filters     bool   // and knows filters
+	CopyFilters bool   // and those of copies
+	Sidecar     bool   // it came with the pod
 
 	mu       sync.Mutex
 	told     *lease.AgentRun   // what the agent has confirmed to have been told by agent.run

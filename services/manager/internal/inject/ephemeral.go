@@ -47,7 +47,7 @@ func Ephemeral(pod *corev1.Pod, container string, divert bool, prove func(name s
 	}
 	oneWay(c)
 	name := agentName(pod, container)
-	id := lease.AgentID{Namespace: pod.Namespace, Pod: pod.Name, Name: name, Container: container, Divert: divert, Filters: true}
+	id := lease.AgentID{Namespace: pod.Namespace, Pod: pod.Name, Name: name, Container: container, Divert: divert, Filters: true, CopyFilters: true}
 	// What an agent in the container's place was told is not for this one.
 	c.Env = slices.DeleteFunc(c.Env, func(e corev1.EnvVar) bool { return strings.HasPrefix(e.Name, agentEnv) })
 	c.VolumeMounts = slices.DeleteFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == TokenVolume })

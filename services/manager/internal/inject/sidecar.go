@@ -85,7 +85,7 @@ func addSidecar(pod *corev1.Pod, s Sidecar, o Options) error {
 	app := &pod.Spec.Containers[i]
 	c := app.DeepCopy()
 	name := agentName(pod, s.Container)
-	id := lease.AgentID{Namespace: pod.Namespace, Pod: pod.Name, Name: name, Container: s.Container, Divert: s.Divert || len(s.Named) > 0, Filters: true}
+	id := lease.AgentID{Namespace: pod.Namespace, Pod: pod.Name, Name: name, Container: s.Container, Divert: s.Divert || len(s.Named) > 0, Filters: true, CopyFilters: true}
 	oneWay(c)
 	env := append(ownResources(c.Env, s.Container), besideEnv(pod, c, id, o)...)
 	env = append(env,

@@ -179,7 +179,7 @@ func (s *Server) authenticate(ctx context.Context, h tunnel.Hello, pin tunnel.Pi
 			return peer{}, err
 		}
 		return peer{role: h.Role, pod: id.Pod, agent: &hub.Agent{
-			Namespace: id.Namespace, Pod: id.Pod, UID: uid, Name: id.Name, Container: id.Container, Divert: id.Divert, Filters: id.Filters, Sidecar: !proof.Is(h.Token)}}, nil
+			Namespace: id.Namespace, Pod: id.Pod, UID: uid, Name: id.Name, Container: id.Container, Divert: id.Divert, Filters: id.Filters, CopyFilters: id.CopyFilters, Sidecar: !proof.Is(h.Token)}}, nil
 	}
 	return peer{}, &tunnel.RPCError{Code: "invalid_argument", Message: fmt.Sprintf("unknown role %q", h.Role)}
 }
