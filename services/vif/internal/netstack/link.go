@@ -35,6 +35,7 @@ type link struct {
 	// intercept takes a packet before netstack sees it, if it returns true. It
 	// must not keep the slices.
 	intercept func(head, rest []byte) bool
+	spawn     func(func(context.Context)) bool // Stack.spawn
 
 	mu   sync.Mutex
 	disp stack.NetworkDispatcher
@@ -125,7 +126,9 @@ func (l *link) read(ctx context.Context) error {
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, pkt := range list.AsSlice() {
-		if err := l.write(pkt); err != nil {
+		if synAck(pkt) {
+			l.writeLater(pkt)
+		} else if err := l.write(pkt); err != nil {
 			if errors.Is(err, os.ErrClosed) {
 				return n, &tcpip.ErrClosedForSend{}
 			}
@@ -134,6 +137,29 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 		n++
 	}
 	return n, nil
+}
+
+// synAck says that pkt accepts a connection.
+func synAck(pkt *stack.PacketBuffer) bool {
+	const both = header.TCPFlagSyn | header.TCPFlagAck
+	h := header.TCP(pkt.TransportHeader().Slice())
+	return pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(h) >= header.TCPMinimumSize && h.Flags()&both == both
+}
+
+// writeLater writes a SYN-ACK once netstack has let go of its endpoint. The kernel
+// answers it within the write, and netstack tries again and again to have the endpoint
+// for that answer, on a processor of its own: for as long as a busy machine does not let
+// the writer go on, half a millisecond of each connection.
+func (l *link) writeLater(pkt *stack.PacketBuffer) {
+	pkt.IncRef()
+	if !l.spawn(func(context.Context) {
+		defer pkt.DecRef()
+		if err := l.write(pkt); err != nil {
+			l.log.Debug("packet lost", "err", err)
+		}
+	}) {
+		pkt.DecRef()
+	}
 }
 
 // write hands a packet to the kernel. Of TCP, netstack leaves the checksum to it, and

@@ -80,7 +80,7 @@ type Stack struct {
 func New(cfg Config) (*Stack, error) {
 	s := &Stack{opener: cfg.Opener, log: cfg.Logger, locals: map[netip.Addr]bool{}}
 	s.echoes = &echoes{s: s, by: map[echoKey]*echo{}}
-	s.link = &link{dev: cfg.Device, log: cfg.Logger, intercept: s.intercept}
+	s.link = &link{dev: cfg.Device, log: cfg.Logger, intercept: s.intercept, spawn: s.spawn}
 	s.net = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},

@@ -29,7 +29,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
+func TestMain(m *testing.M) {
+	if !play() {
+		nstest.Main(m)
+	}
+}
 
 // What the test cluster's addresses stand for: the port is kept, the address
 // becomes loopback.
@@ -79,6 +83,21 @@ func newWorld(t testing.TB, mtu int) *world {
 		Silent: func(h tunnel.Header) bool { return h.Dst.Addr().String() == silent },
 		Itself: func(h tunnel.Header) bool { return h.Dst.Addr().String() == mirror },
 	}
+	s := newStack(t, mtu, near)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { f.Serve(ctx, far) })
+	t.Cleanup(func() {
+		cancel()
+		_ = near.Close()
+		_ = far.Close()
+		wg.Wait()
+	})
+	return &world{stack: s, near: near, far: far}
+}
+
+// newStack is a netstack on a TUN, with routes to it, that opens streams on near.
+func newStack(t testing.TB, mtu int, near *tunnel.Session) *Stack {
 	dev, err := tun.Create("berth-test", mtu)
 	if err != nil {
 		t.Fatal(err)
@@ -110,14 +129,12 @@ func newWorld(t testing.TB, mtu int) *world {
 			t.Error(err)
 		}
 	})
-	wg.Go(func() { f.Serve(ctx, far) })
 	t.Cleanup(func() {
 		cancel()
-		_ = near.Close()
-		_ = far.Close()
+		_ = near.Close() // what waits for the far side
 		wg.Wait()
 	})
-	return &world{stack: s, near: near, far: far}
+	return s
 }
 
 // serve runs a TCP server on loopback and returns its port.
