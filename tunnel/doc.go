@@ -70,8 +70,11 @@
 // # Concurrency
 //
 // A session has three goroutines: a reader, a writer, a keep-alive. The reader
-// waits for nothing but the connection. A small write on an otherwise idle
+// waits for nothing but the connection. A small piece of what it reads goes on into
+// the other end of a Relay by its own hand, if that end takes it at once and what came
+// before is through; all else is queued for the relay. A small write on an otherwise idle
 // session goes out in its caller's goroutine, if the socket has room for it;
 // all else is queued for the writer. Everything may be called concurrently. The
-// lock order is writer.mu, then Session.mu; Stream.mu is held with neither.
+// lock order is writer.mu, then Session.mu; Stream.mu is held with neither, but over
+// a write without waiting into the other end of a Relay.
 package tunnel

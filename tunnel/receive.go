@@ -83,10 +83,34 @@ func (s *Stream) checkData(n int, fin bool) error {
 	return nil
 }
 
+// directMax is the largest piece that the session's reader hands on by itself: what
+// is larger is worth the overlap of decrypting and writing.
+const directMax = 4 << 10
+
+// direct is where bytes may go without the goroutine that waits for them in writeTo.
+// It is guarded by Stream.mu.
+type direct struct {
+	try func([]byte) (int, error)
+	n   int   // bytes taken
+	err error // ends writeTo
+}
+
 // receive takes bytes, of which the stream either copies b or owns c.
 func (s *Stream) receive(b []byte, c *chunk, fin bool) {
 	p := &s.sess.pool
+	grant := 0
 	s.mu.Lock()
+	if d := s.direct; d != nil && d.err == nil && 0 < len(b) && len(b) <= directMax && s.recv.empty() && s.readClosed == nil && s.readErr == nil {
+		var n int
+		n, d.err = d.try(b)
+		d.n += n
+		grant = s.consume(n)
+		if b = b[n:]; len(b) == 0 && d.err == nil && !fin {
+			s.mu.Unlock()
+			s.sendGrant(grant)
+			return
+		}
+	}
 	switch {
 	case s.readClosed != nil || s.readErr != nil:
 		if c != nil {
@@ -106,6 +130,7 @@ func (s *Stream) receive(b []byte, c *chunk, fin bool) {
 		s.readable.Signal()
 	}
 	s.mu.Unlock()
+	s.sendGrant(grant)
 	if fin {
 		s.ended(recvEnded)
 	}
@@ -140,7 +165,7 @@ func (s *Stream) waitReadable() error {
 			return s.readClosed
 		case s.readLimit.expired:
 			return os.ErrDeadlineExceeded
-		case !s.recv.empty():
+		case !s.recv.empty(), s.direct != nil && s.direct.err != nil:
 			return nil
 		case s.eof:
 			return io.EOF
@@ -191,14 +216,33 @@ func (s *Stream) Read(p []byte) (int, error) {
 // (then err is nil) or an error of either. The peer is granted new credit only
 // for what w has taken.
 func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
+	total, _, err = s.writeTo(w, nil)
+	return total, err
+}
+
+// writeTo is WriteTo, and says whether it was w that failed. try, if there is one,
+// writes what w takes without waiting: then the session's reader hands small pieces on
+// by itself while this waits, which saves waking it.
+func (s *Stream) writeTo(w io.Writer, try func([]byte) (int, error)) (total int64, inW bool, err error) {
+	d := direct{try: try}
 	for {
 		s.mu.Lock()
-		if err := s.waitReadable(); err != nil {
+		if try != nil {
+			s.direct = &d
+		}
+		err := s.waitReadable()
+		s.direct = nil
+		total += int64(d.n)
+		d.n = 0
+		if err == nil {
+			inW, err = d.err != nil, d.err
+		}
+		if err != nil {
 			s.mu.Unlock()
 			if err == io.EOF {
 				err = nil
 			}
-			return total, err
+			return total, inW, err
 		}
 		c := s.recv.pop()
 		s.mu.Unlock()
@@ -211,10 +255,10 @@ func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
 		s.mu.Unlock()
 		s.sendGrant(grant)
 		if err != nil {
-			return total, err
+			return total, true, err
 		}
 		if short {
-			return total, io.ErrShortWrite
+			return total, true, io.ErrShortWrite
 		}
 	}
 }

@@ -136,9 +136,7 @@ func (x *crossing) copy(dst, src HalfCloser) int64 {
 // no stream.
 func copyBytes(dst, src HalfCloser) (n int64, inDst bool, err error) {
 	if s, ok := src.(*Stream); ok {
-		w := &onlyWriter{w: dst}
-		n, err = s.WriteTo(w)
-		return n, w.failed, err
+		return s.writeTo(dst, tryWrite(dst))
 	}
 	if s, ok := dst.(*Stream); ok {
 		n, err = s.ReadFrom(src)
@@ -148,16 +146,23 @@ func copyBytes(dst, src HalfCloser) (n int64, inDst bool, err error) {
 	return n, false, err
 }
 
-// onlyWriter remembers whether it was writing that failed.
-type onlyWriter struct {
-	w      io.Writer
-	failed bool
+// TryWriter is an end of Relay that can write without waiting. Sockets need not be
+// one.
+type TryWriter interface {
+	// TryWrite writes as much of p as it can at once, and keeps none of it. Less than
+	// all is no error.
+	TryWrite(p []byte) (int, error)
 }
 
-func (o *onlyWriter) Write(p []byte) (int, error) {
-	n, err := o.w.Write(p)
-	o.failed = err != nil
-	return n, err
+// tryWrite returns what writes to an end without waiting, or nil.
+func tryWrite(end HalfCloser) func([]byte) (int, error) {
+	switch e := end.(type) {
+	case TryWriter:
+		return e.TryWrite
+	case *net.TCPConn: // not what has one inside, whose Write is another
+		return tryWriteSocket(e)
+	}
+	return nil
 }
 
 func resetEnd(end HalfCloser, code Code) {

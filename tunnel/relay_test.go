@@ -117,6 +117,102 @@ func TestRelayBytesBeforeReset(t *testing.T) {
 	}
 }
 
+// picky is an end that takes without waiting what it likes: less and less of each
+// piece, then nothing, then all again.
+type picky struct {
+	got   chan byte
+	end   chan struct{}
+	tries int // bytes taken by TryWrite
+	round int
+	fails bool
+}
+
+func newPicky() *picky { return &picky{got: make(chan byte, 1<<20), end: make(chan struct{})} }
+
+func (p *picky) TryWrite(b []byte) (int, error) {
+	if p.fails {
+		return 0, syscall.ECONNRESET
+	}
+	p.round++
+	n := []int{len(b), len(b) / 2, 0, 1}[p.round%4]
+	p.tries += n
+	return p.Write(b[:n])
+}
+
+func (p *picky) Write(b []byte) (int, error) {
+	for _, c := range b {
+		p.got <- c
+	}
+	return len(b), nil
+}
+
+func (p *picky) Read([]byte) (int, error) { <-p.end; return 0, io.EOF }
+func (p *picky) CloseWrite() error        { close(p.got); return nil }
+func (p *picky) Close() error             { return nil }
+
+// Small pieces are handed on by the session's reader as far as the other end takes
+// them, and by the relay else: in order, counted, and before FIN.
+func TestRelayWithoutWaiting(t *testing.T) {
+	near, far := link(t, "tls", Config{})
+	c, s := streamPair(t, near, far, KindTCP)
+	to := newPicky()
+	done := make(chan error, 1)
+	var received int64
+	go func() {
+		_, n, err := Relay(to, s)
+		received = n
+		done <- err
+	}()
+	const pieces = 2000
+	sent := 0
+	for i := range pieces {
+		piece := make([]byte, 1+i%50)
+		for j := range piece {
+			piece[j] = byte(sent + j)
+		}
+		mustWrite(t, c, string(piece))
+		sent += len(piece)
+		if i%2 == 0 { // the relay waits for the next one, or soon will
+			eventually(t, "a piece in the other end", func() bool { return len(to.got) == sent })
+		}
+	}
+	c.CloseWrite()
+	n := 0
+	for b := range to.got {
+		if b != byte(n) {
+			t.Fatalf("byte %d is %d", n, b)
+		}
+		n++
+	}
+	close(to.end)
+	if err := <-done; err != nil {
+		t.Errorf("relay: %v", err)
+	}
+	if n != sent || received != int64(sent) {
+		t.Errorf("%d bytes arrived, %d were counted, want %d", n, received, sent)
+	}
+	if to.tries == 0 {
+		t.Error("nothing was handed on by the session's reader")
+	}
+}
+
+// A failure to take a piece ends the relay as one of the relay's own writes does.
+func TestRelayWithoutWaitingFails(t *testing.T) {
+	near, far := link(t, "tls", Config{})
+	c, s := streamPair(t, near, far, KindTCP)
+	to := newPicky()
+	to.fails = true
+	done := make(chan error, 1)
+	go func() { _, _, err := Relay(to, s); done <- err }()
+	var err error
+	for err == nil { // until the relay waits
+		_, err = c.Write([]byte("x"))
+	}
+	close(to.end)
+	wantErr(t, "write", err, syscall.ECONNRESET)
+	wantErr(t, "relay", <-done, syscall.ECONNRESET)
+}
+
 // The reset overtakes bytes that are stuck behind an app that does not read.
 func TestRelayResetWhileStuck(t *testing.T) {
 	near, far := link(t, "tls", Config{})

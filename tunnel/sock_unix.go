@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,39 @@ func readableWait(c net.Conn) func() {
 		return err != nil || n == 1 // Read tells what is the matter
 	}
 	return func() { _ = raw.Read(ready) }
+}
+
+// tryWriteSocket returns a function that writes what the socket takes at once, which
+// one goroutine at a time may call.
+func tryWriteSocket(c *net.TCPConn) func([]byte) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var b []byte
+	var n int
+	var werr error
+	write := func(fd uintptr) bool {
+		for {
+			if n, werr = unix.Write(int(fd), b); werr != unix.EINTR {
+				return true
+			}
+		}
+	}
+	return func(p []byte) (int, error) {
+		b, n = p, 0
+		err := raw.Write(write)
+		b = nil
+		switch {
+		case err != nil:
+			return 0, err
+		case werr == unix.EAGAIN:
+			return 0, nil
+		case werr != nil:
+			return 0, &net.OpError{Op: "write", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("write", werr)}
+		}
+		return n, nil
+	}
 }
 
 // writableProbe returns a function that says, without blocking, whether the

@@ -34,9 +34,10 @@ type Stream struct {
 	mu         sync.Mutex
 	readable   sync.Cond
 	recv       chunkQueue
-	window     int // what the peer may have in flight at most
-	allowed    int // what it may still send
-	consumed   int // read since the last grant
+	direct     *direct // while writeTo waits
+	window     int     // what the peer may have in flight at most
+	allowed    int     // what it may still send
+	consumed   int     // read since the last grant
 	granted    time.Time
 	answered   bool // opened is closed
 	openErr    error

@@ -21,7 +21,10 @@ type tcpConn struct {
 	wq *waiter.Queue
 }
 
-var _ tunnel.HalfCloser = (*tcpConn)(nil)
+var (
+	_ tunnel.HalfCloser = (*tcpConn)(nil)
+	_ tunnel.TryWriter  = (*tcpConn)(nil)
+)
 
 // Read waits for data. io.EOF is the application's FIN.
 func (c *tcpConn) Read(p []byte) (int, error) {
@@ -74,6 +77,15 @@ func (c *tcpConn) Write(p []byte) (int, error) {
 		<-ready
 	}
 	return done, nil
+}
+
+// TryWrite writes what netstack takes of p.
+func (c *tcpConn) TryWrite(p []byte) (int, error) {
+	n, err := c.ep.Write(bytes.NewReader(p), tcpip.WriteOptions{})
+	if blocked(err) {
+		err = nil
+	}
+	return int(n), goError("write", err)
 }
 
 // CloseWrite sends FIN.

@@ -62,7 +62,7 @@ func play() (played bool) {
 			return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), h.Dst.Port()), 0
 		}}
 		far.Serve(context.Background(), s)
-	case "client": // the handler: ADDR AT-ONCE, then a count for each line of stdin
+	case "client": // the handler: ADDR AT-ONCE (0: on one connection), then a count for each line of stdin
 		atOnce, err := strconv.Atoi(args[2])
 		fatal(err)
 		lines := bufio.NewScanner(os.Stdin)
@@ -70,7 +70,16 @@ func play() (played bool) {
 			n, err := strconv.ParseInt(lines.Text(), 10, 64)
 			fatal(err)
 			begin := time.Now()
-			exchanges(args[1], atOnce, n)
+			if atOnce == 0 {
+				c, err := net.Dial("tcp", args[1])
+				fatal(err)
+				for range n {
+					exchange(c)
+				}
+				_ = c.Close()
+			} else {
+				connections(args[1], atOnce, n)
+			}
 			say("%d", time.Since(begin))
 		}
 	}
@@ -84,8 +93,17 @@ func fatal(err error) {
 	}
 }
 
-// exchanges makes n connections, each with one byte each way, so many at once.
-func exchanges(addr string, atOnce int, n int64) {
+// exchange is one byte each way.
+func exchange(c net.Conn) {
+	b := []byte{1}
+	_, err := c.Write(b)
+	fatal(err)
+	_, err = io.ReadFull(c, b)
+	fatal(err)
+}
+
+// connections makes n connections with an exchange each, so many at once.
+func connections(addr string, atOnce int, n int64) {
 	var left atomic.Int64
 	left.Store(n)
 	var all sync.WaitGroup
@@ -94,11 +112,7 @@ func exchanges(addr string, atOnce int, n int64) {
 			for left.Add(-1) >= 0 {
 				c, err := net.Dial("tcp", addr)
 				fatal(err)
-				b := []byte{1}
-				_, err = c.Write(b)
-				fatal(err)
-				_, err = io.ReadFull(c, b)
-				fatal(err)
+				exchange(c)
 				_ = c.Close()
 			}
 		})
@@ -157,9 +171,9 @@ func (p *player) cpu() time.Duration {
 
 // BenchmarkConnections makes connections as `make bench` does, with a process for each
 // part: client, vif (this one, with a TUN), manager (with the inner TLS) and server.
-// CPU is of each, for one connection.
+// CPU is of each, for one connection; with 0 at once for one exchange on an open one.
 func BenchmarkConnections(b *testing.B) {
-	for _, atOnce := range []int{1, 16} {
+	for _, atOnce := range []int{0, 1, 16} {
 		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) {
 			far := cast(b, "far")
 			addr, pin, _ := strings.Cut(far.hear(b), " ")
@@ -191,7 +205,7 @@ func BenchmarkConnections(b *testing.B) {
 			took := run(b.N)
 			b.StopTimer()
 			each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(b.N) }
-			b.ReportMetric(float64(b.N)/took.Seconds(), "conn/s")
+			b.ReportMetric(float64(b.N)/took.Seconds(), "/s")
 			b.ReportMetric(each(cpu()-self), "vif-µs")
 			for i, p := range []*player{client, far, server} {
 				b.ReportMetric(each(p.cpu()-before[i]), []string{"client-µs", "manager-µs", "server-µs"}[i])
