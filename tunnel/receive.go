@@ -90,7 +90,7 @@ const directMax = 4 << 10
 // direct is where bytes may go without the goroutine that waits for them in writeTo.
 // It is guarded by Stream.mu.
 type direct struct {
-	try func([]byte) (int, error)
+	to  TryWriter
 	n   int   // bytes taken
 	err error // ends writeTo
 }
@@ -102,7 +102,7 @@ func (s *Stream) receive(b []byte, c *chunk, fin bool) {
 	s.mu.Lock()
 	if d := s.direct; d != nil && d.err == nil && 0 < len(b) && len(b) <= directMax && s.recv.empty() && s.readClosed == nil && s.readErr == nil {
 		var n int
-		n, d.err = d.try(b)
+		n, d.err = d.to.TryWrite(b)
 		d.n += n
 		grant = s.consume(n)
 		if b = b[n:]; len(b) == 0 && d.err == nil && !fin {
@@ -220,11 +220,11 @@ func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
 	return total, err
 }
 
-// writeTo is WriteTo, and says whether it was w that failed. try, if there is one,
-// writes what w takes without waiting: then the session's reader hands small pieces on
-// by itself while this waits, which saves waking it.
-func (s *Stream) writeTo(w io.Writer, try func([]byte) (int, error)) (total int64, inW bool, err error) {
-	d := direct{try: try}
+// writeTo is WriteTo, and says whether it was w that failed. With try, which is w, the
+// session's reader hands small pieces on by itself while this waits, which saves waking
+// it.
+func (s *Stream) writeTo(w io.Writer, try TryWriter) (total int64, inW bool, err error) {
+	d := direct{to: try}
 	for {
 		s.mu.Lock()
 		if try != nil {

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"berth.dev/tunnel/internal/sock"
 )
 
 // HalfCloser is an end of Relay: a *Stream, a *net.TCPConn, or anything that
@@ -132,20 +134,6 @@ func (x *crossing) copy(dst, src HalfCloser) int64 {
 	return n
 }
 
-// copyBytes copies until EOF; inDst says that err is of writing to an end that is
-// no stream.
-func copyBytes(dst, src HalfCloser) (n int64, inDst bool, err error) {
-	if s, ok := src.(*Stream); ok {
-		return s.writeTo(dst, tryWrite(dst))
-	}
-	if s, ok := dst.(*Stream); ok {
-		n, err = s.ReadFrom(src)
-		return n, false, err
-	}
-	n, err = io.Copy(dst, src) // splice(2) between sockets
-	return n, false, err
-}
-
 // TryWriter is an end of Relay that can write without waiting. Sockets need not be
 // one.
 type TryWriter interface {
@@ -154,15 +142,38 @@ type TryWriter interface {
 	TryWrite(p []byte) (int, error)
 }
 
-// tryWrite returns what writes to an end without waiting, or nil.
-func tryWrite(end HalfCloser) func([]byte) (int, error) {
-	switch e := end.(type) {
-	case TryWriter:
-		return e.TryWrite
-	case *net.TCPConn: // not what has one inside, whose Write is another
-		return tryWriteSocket(e)
+// copyBytes copies until EOF; inDst says that err is of writing to an end that is
+// no stream.
+func copyBytes(dst, src HalfCloser) (n int64, inDst bool, err error) {
+	if s, ok := src.(*Stream); ok {
+		if t, ok := dst.(TryWriter); ok {
+			return s.writeTo(dst, t)
+		}
+		if t := socket(dst); t != nil {
+			return s.writeTo(t, t)
+		}
+		return s.writeTo(dst, nil)
 	}
-	return nil
+	if s, ok := dst.(*Stream); ok {
+		var from io.Reader = src
+		if t := socket(src); t != nil {
+			from = t
+		}
+		n, err = s.ReadFrom(from)
+		return n, false, err
+	}
+	n, err = io.Copy(dst, src) // splice(2) between sockets
+	return n, false, err
+}
+
+// socket is the socket that an end is; nil where it only has one inside, for its Read
+// and Write are others.
+func socket(end HalfCloser) *sock.Socket {
+	c, ok := end.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	return sock.Of(c)
 }
 
 func resetEnd(end HalfCloser, code Code) {

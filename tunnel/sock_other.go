@@ -10,6 +10,3 @@ func readableWait(net.Conn) func() { return nil }
 // writableProbe is not implemented here: every write goes by the writer
 // goroutine.
 func writableProbe(net.Conn) func() bool { return nil }
-
-// tryWriteSocket is not implemented here.
-func tryWriteSocket(*net.TCPConn) func([]byte) (int, error) { return nil }

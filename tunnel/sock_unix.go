@@ -4,8 +4,9 @@ package tunnel
 
 import (
 	"net"
-	"os"
 	"syscall"
+
+	"berth.dev/tunnel/internal/sock"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,39 +47,6 @@ func readableWait(c net.Conn) func() {
 	return func() { _ = raw.Read(ready) }
 }
 
-// tryWriteSocket returns a function that writes what the socket takes at once, which
-// one goroutine at a time may call.
-func tryWriteSocket(c *net.TCPConn) func([]byte) (int, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	var b []byte
-	var n int
-	var werr error
-	write := func(fd uintptr) bool {
-		for {
-			if n, werr = unix.Write(int(fd), b); werr != unix.EINTR {
-				return true
-			}
-		}
-	}
-	return func(p []byte) (int, error) {
-		b, n = p, 0
-		err := raw.Write(write)
-		b = nil
-		switch {
-		case err != nil:
-			return 0, err
-		case werr == unix.EAGAIN:
-			return 0, nil
-		case werr != nil:
-			return 0, &net.OpError{Op: "write", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("write", werr)}
-		}
-		return n, nil
-	}
-}
-
 // writableProbe returns a function that says, without blocking, whether the
 // socket under c has room; nil when there is no socket to ask.
 func writableProbe(c net.Conn) func() bool {
@@ -86,13 +54,8 @@ func writableProbe(c net.Conn) func() bool {
 	if raw == nil {
 		return nil
 	}
-	var fds [1]unix.PollFd
 	var ready bool
-	poll := func(fd uintptr) {
-		fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
-		n, err := unix.Poll(fds[:], 0)
-		ready = err == nil && n == 1 && fds[0].Revents == unix.POLLOUT
-	}
+	poll := func(fd uintptr) { ready = sock.Writable(fd) }
 	return func() bool {
 		ready = false
 		return raw.Control(poll) == nil && ready

@@ -13,8 +13,11 @@ package cork
 import (
 	"bufio"
 	"crypto/tls"
+	"io"
 	"net"
 	"sync"
+
+	"berth.dev/tunnel/internal/sock"
 )
 
 const (
@@ -26,11 +29,12 @@ const (
 	record = 16 << 10
 )
 
-// Socket is a connection whose writes can be held and sent as one. It is as
-// safe for concurrent use as the connection is.
+// Socket is a connection whose writes can be held and sent as one. Reads may not be
+// concurrent with each other.
 type Socket struct {
 	net.Conn
-	r *bufio.Reader
+	rw io.ReadWriter // the same
+	r  *bufio.Reader
 
 	mu   sync.Mutex
 	held bool
@@ -39,7 +43,12 @@ type Socket struct {
 
 // New wraps conn.
 func New(conn net.Conn) *Socket {
-	return &Socket{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer)}
+	s := &Socket{Conn: conn, rw: conn}
+	if t := sock.Of(conn); t != nil {
+		s.rw = t
+	}
+	s.r = bufio.NewReaderSize(s.rw, readBuffer)
+	return s
 }
 
 // NetConn returns the wrapped connection.
@@ -51,7 +60,7 @@ func (s *Socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.held {
-		return s.Conn.Write(p)
+		return s.rw.Write(p)
 	}
 	s.buf = append(s.buf, p...)
 	if len(s.buf) >= flushAt {
@@ -87,7 +96,7 @@ func (s *Socket) flush() error {
 	if len(s.buf) == 0 {
 		return nil
 	}
-	_, err := s.Conn.Write(s.buf)
+	_, err := s.rw.Write(s.buf)
 	s.buf = s.buf[:0]
 	if cap(s.buf) > 2*flushAt {
 		s.buf = nil

@@ -19,6 +19,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
@@ -125,23 +126,18 @@ func (d *Device) Close() error { return d.dev.Close() }
 type Reader struct {
 	raw  syscall.RawConn
 	head [headerSize]byte
-	iov  [3][]byte
+	iov  [3]unix.Iovec
 	n    int
-	err  error
+	err  syscall.Errno
 	call func(fd uintptr) bool
 }
 
 // NewReader returns a reader. Every packet goes to one reader only.
 func (d *Device) NewReader() *Reader {
 	r := &Reader{raw: d.raw}
-	r.iov[0] = r.head[:]
 	r.call = func(fd uintptr) bool { // made once: Read does not allocate
-		for {
-			r.n, r.err = unix.Readv(int(fd), r.iov[:])
-			if r.err != unix.EINTR {
-				return r.err != unix.EAGAIN
-			}
-		}
+		r.n, r.err = vectored(unix.SYS_READV, fd, r.iov[:])
+		return r.err != unix.EAGAIN
 	}
 	return r
 }
@@ -149,11 +145,11 @@ func (d *Device) NewReader() *Reader {
 // Read waits for a packet and puts it into first and, what does not fit, into
 // rest: most packets are small, and their buffer can be.
 func (r *Reader) Read(h *Header, first, rest []byte) (int, error) {
-	r.iov[1], r.iov[2] = first, rest
+	r.iov = [3]unix.Iovec{vector(r.head[:]), vector(first), vector(rest)}
 	if err := r.raw.Read(r.call); err != nil {
 		return 0, closed(err)
 	}
-	if r.err != nil {
+	if r.err != 0 {
 		return 0, fmt.Errorf("read tun: %w", r.err)
 	}
 	if r.n < headerSize {
@@ -171,23 +167,38 @@ func closed(err error) error {
 	return fmt.Errorf("wait for tun: %w", err)
 }
 
+// vector is b for readv(2) and writev(2).
+func vector(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
+}
+
+// vectored is readv or writev on a descriptor that does not block. So short a call is
+// not announced to Go's scheduler, which would make ready to run others meanwhile:
+// that costs more than the call gives them time for.
+func vectored(trap, fd uintptr, iov []unix.Iovec) (int, syscall.Errno) {
+	for {
+		n, _, err := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		if err != unix.EINTR {
+			return int(n), err
+		}
+	}
+}
+
 // writer is the state of one Write, pooled with its closure.
 type writer struct {
 	head [headerSize]byte
-	iov  [][]byte
-	err  error
+	iov  []unix.Iovec
+	err  syscall.Errno
 	call func(fd uintptr) bool
 }
 
 func newWriter() *writer {
-	w := &writer{iov: make([][]byte, 0, 32)}
+	w := &writer{iov: make([]unix.Iovec, 0, 32)}
 	w.call = func(fd uintptr) bool {
-		for {
-			_, w.err = unix.Writev(int(fd), w.iov)
-			if w.err != unix.EINTR {
-				return w.err != unix.EAGAIN
-			}
-		}
+		_, w.err = vectored(unix.SYS_WRITEV, fd, w.iov)
+		return w.err != unix.EAGAIN
 	}
 	return w
 }
@@ -200,16 +211,16 @@ func (d *Device) Write(h Header, parts ...[]byte) error {
 		d.pool.Put(w)
 	}()
 	h.put(&w.head)
-	w.iov = append(w.iov[:0], w.head[:])
+	w.iov = append(w.iov[:0], vector(w.head[:]))
 	for _, p := range parts {
 		if len(p) > 0 {
-			w.iov = append(w.iov, p)
+			w.iov = append(w.iov, vector(p))
 		}
 	}
 	if err := d.raw.Write(w.call); err != nil {
 		return closed(err)
 	}
-	if w.err != nil {
+	if w.err != 0 {
 		return fmt.Errorf("write tun: %w", w.err)
 	}
 	return nil
