@@ -36,7 +36,7 @@ func play() (played bool) {
 		return false
 	}
 	switch args[0] {
-	case "server": // in the pod
+	case "server", "sink": // in the pod: echoes, or swallows
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		fatal(err)
 		_, port, _ := net.SplitHostPort(l.Addr().String())
@@ -44,7 +44,11 @@ func play() (played bool) {
 		for {
 			c, err := l.Accept()
 			fatal(err)
-			go echoServer(c.(*net.TCPConn))
+			if args[0] == "sink" {
+				go func() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{c}); _ = c.Close() }()
+			} else {
+				go echoServer(c.(*net.TCPConn))
+			}
 		}
 	case "far": // the manager
 		id, err := tunnel.NewIdentity()
@@ -62,22 +66,25 @@ func play() (played bool) {
 			return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), h.Dst.Port()), 0
 		}}
 		far.Serve(context.Background(), s)
-	case "client": // the handler: ADDR AT-ONCE (0: on one connection), then a count for each line of stdin
-		atOnce, err := strconv.Atoi(args[2])
-		fatal(err)
+	case "client": // the handler: ADDR HOW, then a count for each line of stdin
 		lines := bufio.NewScanner(os.Stdin)
 		for lines.Scan() {
 			n, err := strconv.ParseInt(lines.Text(), 10, 64)
 			fatal(err)
 			begin := time.Now()
-			if atOnce == 0 {
+			switch atOnce, err := strconv.Atoi(args[2]); {
+			case args[2] == "up":
+				upload(args[1], n)
+			case err != nil:
+				fatal(err)
+			case atOnce == 0:
 				c, err := net.Dial("tcp", args[1])
 				fatal(err)
 				for range n {
 					exchange(c)
 				}
 				_ = c.Close()
-			} else {
+			default:
 				connections(args[1], atOnce, n)
 			}
 			say("%d", time.Since(begin))
@@ -91,6 +98,26 @@ func fatal(err error) {
 		fmt.Fprintln(os.Stderr, os.Getenv(role)+":", err)
 		os.Exit(1)
 	}
+}
+
+// block is what is uploaded at once.
+const block = 128 << 10
+
+// upload sends n blocks, and waits until all have arrived.
+func upload(addr string, n int64) {
+	c, err := net.Dial("tcp", addr)
+	fatal(err)
+	buf := make([]byte, block)
+	for range n {
+		_, err := c.Write(buf)
+		fatal(err)
+	}
+	fatal(c.(*net.TCPConn).CloseWrite())
+	_, err = c.Read(buf)
+	if err != io.EOF {
+		fatal(fmt.Errorf("instead of the end: %w", err))
+	}
+	_ = c.Close()
 }
 
 // exchange is one byte each way.
@@ -169,47 +196,74 @@ func (p *player) cpu() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// BenchmarkConnections makes connections as `make bench` does, with a process for each
-// part: client, vif (this one, with a TUN), manager (with the inner TLS) and server.
-// CPU is of each, for one connection; with 0 at once for one exchange on an open one.
+// parts are a client, a vif (this process, with a TUN), a manager (with the inner TLS)
+// and a server, each a process. used is the CPU that each has used since it was last
+// called: of the client, vif, the manager and the server.
+func parts(b *testing.B, serverAs, clientHow string) (run func(n int) time.Duration, used func() [4]time.Duration) {
+	far := cast(b, "far")
+	addr, pin, _ := strings.Cut(far.hear(b), " ")
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		b.Fatal(err)
+	}
+	id, err := tunnel.NewIdentity()
+	if err != nil {
+		b.Fatal(err)
+	}
+	near, _, err := tunnel.Dial(b.Context(), conn, id, tunnel.Pin(pin), tunnel.Hello{Role: "vif"}, tunnel.Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = near.Close() })
+	newStack(b, 65520, near)
+	server := cast(b, serverAs)
+	client := cast(b, fmt.Sprintf("client %s %s", net.JoinHostPort(service, server.hear(b)), clientHow))
+	run = func(n int) time.Duration {
+		fmt.Fprintln(client.in, n)
+		ns, _ := strconv.ParseInt(client.hear(b), 10, 64)
+		return time.Duration(ns)
+	}
+	var last [4]time.Duration
+	used = func() (since [4]time.Duration) {
+		for i, now := range [4]time.Duration{client.cpu(), cpu(), far.cpu(), server.cpu()} {
+			since[i], last[i] = now-last[i], now
+		}
+		return since
+	}
+	return run, used
+}
+
+// BenchmarkConnections makes connections as `make bench` does. CPU is of each part, for
+// one connection; with 0 at once for one exchange on an open one.
 func BenchmarkConnections(b *testing.B) {
 	for _, atOnce := range []int{0, 1, 16} {
 		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) {
-			far := cast(b, "far")
-			addr, pin, _ := strings.Cut(far.hear(b), " ")
-			conn, err := net.Dial("tcp", addr)
-			if err != nil {
-				b.Fatal(err)
-			}
-			id, err := tunnel.NewIdentity()
-			if err != nil {
-				b.Fatal(err)
-			}
-			near, _, err := tunnel.Dial(b.Context(), conn, id, tunnel.Pin(pin), tunnel.Hello{Role: "vif"}, tunnel.Config{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.Cleanup(func() { _ = near.Close() })
-			newStack(b, 65520, near)
-			server := cast(b, "server")
-			client := cast(b, fmt.Sprintf("client %s %d", net.JoinHostPort(service, server.hear(b)), atOnce))
-			run := func(n int) time.Duration {
-				fmt.Fprintln(client.in, n)
-				ns, _ := strconv.ParseInt(client.hear(b), 10, 64)
-				return time.Duration(ns)
-			}
+			run, used := parts(b, "server", strconv.Itoa(atOnce))
 			run(100) // warm-up
-			self := cpu()
-			before := []time.Duration{client.cpu(), far.cpu(), server.cpu()}
+			used()
 			b.ResetTimer()
 			took := run(b.N)
 			b.StopTimer()
-			each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(b.N) }
 			b.ReportMetric(float64(b.N)/took.Seconds(), "/s")
-			b.ReportMetric(each(cpu()-self), "vif-µs")
-			for i, p := range []*player{client, far, server} {
-				b.ReportMetric(each(p.cpu()-before[i]), []string{"client-µs", "manager-µs", "server-µs"}[i])
+			for i, d := range used() {
+				b.ReportMetric(float64(d.Nanoseconds())/1e3/float64(b.N), []string{"client-µs", "vif-µs", "manager-µs", "server-µs"}[i])
 			}
 		})
+	}
+}
+
+// BenchmarkUpload is one flow up, by the same parts.
+func BenchmarkUpload(b *testing.B) {
+	run, used := parts(b, "sink", "up")
+	run(1000)
+	used()
+	b.SetBytes(block)
+	b.ResetTimer()
+	took := run(b.N)
+	b.StopTimer()
+	gbit := float64(b.N) * block * 8 / 1e9
+	b.ReportMetric(gbit/took.Seconds(), "Gbit/s")
+	for i, d := range used() {
+		b.ReportMetric(d.Seconds()*100/gbit, []string{"client-cs/Gbit", "vif-cs/Gbit", "manager-cs/Gbit", "server-cs/Gbit"}[i])
 	}
 }
