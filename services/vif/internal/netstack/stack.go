@@ -171,16 +171,28 @@ func (s *Stack) Run(ctx context.Context) error {
 	return nil
 }
 
-// spawn runs f as part of Run; false says that Run has ended.
+// spawn runs f in a goroutine as part of Run; false says that Run has ended.
 func (s *Stack) spawn(f func(context.Context)) bool {
+	ctx, ok := s.join()
+	if ok {
+		go func() {
+			defer s.wg.Done()
+			f(ctx)
+		}()
+	}
+	return ok
+}
+
+// join makes the caller's goroutine part of Run until it calls s.wg.Done; false says
+// that Run has ended.
+func (s *Stack) join() (context.Context, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.ctx == nil {
-		return false
+		return nil, false
 	}
-	ctx := s.ctx
-	s.wg.Go(func() { f(ctx) })
-	return true
+	s.wg.Add(1)
+	return s.ctx, true
 }
 
 // Flows is how many TCP connections and UDP flows are being carried.

@@ -45,10 +45,14 @@ func (s *syns) take(id stack.TransportEndpointID) uint32 {
 }
 
 func (s *Stack) forwardTCP() {
-	f := tcp.NewForwarder(s.net, 0, halfOpen, func(r *tcp.ForwarderRequest) {
-		if !s.spawn(func(ctx context.Context) { s.connect(ctx, r) }) {
+	f := tcp.NewForwarder(s.net, 0, halfOpen, func(r *tcp.ForwarderRequest) { // in a goroutine of its own
+		ctx, ok := s.join()
+		if !ok {
 			r.Complete(false)
+			return
 		}
+		defer s.wg.Done()
+		s.connect(ctx, r)
 	})
 	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 		if s.local(addrPort(id.LocalAddress, 0).Addr()) {
