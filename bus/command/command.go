@@ -573,6 +573,7 @@ type Process struct {
 	MemoryBytes int64  `json:"memoryBytes"` // resident
 	HeapBytes   int64  `json:"heapBytes"`   // of it what the last collection found in use
 	Streams     int    `json:"streams"`     // of its tunnel sessions
+	CPUMicros   int64  `json:"cpuMicros"`   // used since it was started
 }
 
 // EngageHandler tells vif where an engagement's traffic goes, and who may use its

@@ -332,7 +332,7 @@ func (c *Connection) figures(ctx context.Context, _ command.None) (command.Figur
 	}
 	var rep command.Figures
 	for _, f := range all {
-		rep.Processes = append(rep.Processes, command.Process{Process: f.Process, Goroutines: f.Goroutines, Files: f.Files, MemoryBytes: f.Memory, HeapBytes: f.Heap, Streams: f.Streams})
+		rep.Processes = append(rep.Processes, command.Process{Process: f.Process, Goroutines: f.Goroutines, Files: f.Files, MemoryBytes: f.Memory, HeapBytes: f.Heap, Streams: f.Streams, CPUMicros: f.CPU})
 	}
 	return rep, nil
 }
