@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"berth.dev/bus/event"
@@ -90,29 +91,40 @@ type candidate struct {
 }
 
 func (t *Target) behindLoopback(ctx context.Context, docker Engine, dialable bool, u *url.URL, port string) (Reach, error) {
+	// Asked only where no container answers for it.
+	original := sync.OnceValue(func() error {
+		return t.verify(ctx, u.Scheme, net.JoinHostPort(u.Hostname(), port), u.Hostname())
+	})
+	reached := func(c candidate) error {
+		err := t.verify(ctx, u.Scheme, net.JoinHostPort(c.host, c.port), u.Hostname())
+		// Where containers cannot be dialled from here, it has to do that the
+		// server answers at its own address; connector dials the rest.
+		if err != nil && !dialable && networkError(err) && original() == nil {
+			return nil
+		}
+		return err
+	}
 	all, err := publishers(ctx, docker, port)
 	if err != nil {
 		return Reach{}, err
 	}
+	for _, c := range all {
+		if reached(c) == nil {
+			return t.take(u, c), nil
+		}
+	}
+	// Last, and only then asked for: some engines take a tenth of a second to say
+	// what they are.
 	gateway, err := hostGateway(ctx, docker, port)
 	if err != nil {
 		return Reach{}, err
 	}
-	all = append(all, gateway)
-	original := t.verify(ctx, u.Scheme, net.JoinHostPort(u.Hostname(), port), u.Hostname())
-	var last error
-	for _, c := range all {
-		err := t.verify(ctx, u.Scheme, net.JoinHostPort(c.host, c.port), u.Hostname())
-		// Where containers cannot be dialled from here, it has to do that the
-		// server answers at its own address; connector dials the rest.
-		unproven := err != nil && original == nil && !dialable && networkError(err)
-		if err == nil || unproven {
-			return t.take(u, c), nil
-		}
-		last = err
+	last := reached(gateway)
+	if last == nil {
+		return t.take(u, gateway), nil
 	}
-	if original != nil {
-		return Reach{}, t.unreachable(t.Server, original)
+	if err := original(); err != nil {
+		return Reach{}, t.unreachable(t.Server, err)
 	}
 	return Reach{}, fault.New(fault.FailedPrecondition, "let the API server (or the ssh tunnel to it) listen on 0.0.0.0:"+port,
 		"the API server answers at %s on this machine only: no container publishes port %s, and containers do not reach it over %s (%v)", t.Server, port, gateway.via, last)
