@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth.dev/bus/fault"
@@ -68,6 +69,7 @@ type Conn struct {
 
 	lost     chan struct{}
 	lostOnce sync.Once
+	serves   atomic.Bool // others find it by subscriptions of its own
 
 	mu      sync.Mutex
 	away    *time.Timer        // runs while the bus is away
@@ -206,6 +208,11 @@ const closeWithin = 4 * time.Second
 // Close drains what is under way and disconnects, within some seconds. Closing
 // twice is harmless.
 func (c *Conn) Close() {
+	// Who has only asked has one subscription, that of the answers, and nothing to
+	// drain; the client would look for it every ten milliseconds all the same.
+	if c.NC.IsConnected() && !c.serves.Load() && c.NC.NumSubscriptions() <= 1 && c.NC.FlushTimeout(closeWithin) == nil {
+		c.NC.Close()
+	}
 	if err := c.NC.Drain(); err != nil {
 		c.NC.Close() // it is away, or closed
 	}

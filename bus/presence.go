@@ -15,6 +15,7 @@ import (
 // See subject.Live.
 func (c *Conn) Hold(s subject.Service, id string) (release func(), err error) {
 	live := subject.Live(s, id)
+	c.serves.Store(true)
 	sub, err := c.NC.Subscribe(live, func(m *nats.Msg) { _ = m.Respond(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("hold %s: %w", id, err)

@@ -36,6 +36,7 @@ type Service struct {
 // Serve starts a service without endpoints; Handle adds them. Handlers run with
 // a context that ends with Stop.
 func (c *Conn) Serve(s subject.Service, version string) (*Service, error) {
+	c.serves.Store(true)
 	svc, err := micro.AddService(c.NC, micro.Config{Name: string(s), Version: semver(version)})
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", s, err)
