@@ -13,7 +13,8 @@ import (
 const IdentitiesFile = "/etc/berth/identities.json"
 
 // CtlConfigFile is where connector's container keeps the Config of identity
-// ctl, for a later ctl that may read it through the engine. Mode 0600.
+// ctl, for scripts that may read it through the engine, as ctl does where it is not
+// admitted by Introduce. Mode 0600.
 const CtlConfigFile = "/etc/berth/ctl.json"
 
 // Identity is who may connect to the bus: the public half of a key, and what

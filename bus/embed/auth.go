@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"sync"
+	"time"
 
 	"berth.dev/bus"
 	"berth.dev/bus/subject"
@@ -15,8 +16,36 @@ import (
 // authenticator decides who connects. The server's own table of nkeys cannot be
 // changed while it runs without a reload of its configuration; this one can.
 type authenticator struct {
+	// patience is for how long an unknown key is waited for.
+	patience time.Duration
+
 	mu    sync.RWMutex
 	byKey map[string]bus.Identity
+	more  chan struct{} // closed at the next add: a broadcast
+}
+
+func newAuthenticator(patience time.Duration) *authenticator {
+	return &authenticator{patience: patience, byKey: map[string]bus.Identity{}, more: make(chan struct{})}
+}
+
+// identity is that of a key, which may be added a moment after its holder is here.
+func (a *authenticator) identity(key string) (bus.Identity, bool) {
+	late := time.NewTimer(a.patience)
+	defer late.Stop()
+	for {
+		a.mu.RLock()
+		id, ok := a.byKey[key]
+		more := a.more
+		a.mu.RUnlock()
+		if ok {
+			return id, true
+		}
+		select {
+		case <-more:
+		case <-late.C:
+			return id, false
+		}
+	}
 }
 
 func (a *authenticator) add(id bus.Identity) error {
@@ -37,6 +66,8 @@ func (a *authenticator) add(id bus.Identity) error {
 		}
 	}
 	a.byKey[id.PublicKey] = id
+	close(a.more)
+	a.more = make(chan struct{})
 	return nil
 }
 
@@ -56,11 +87,12 @@ func (a *authenticator) remove(name string) (key string, ok bool) {
 // shows the signature over the nonce that the server sent to it.
 func (a *authenticator) Check(c server.ClientAuthentication) bool {
 	o := c.GetOpts()
-	a.mu.RLock()
-	id, ok := a.byKey[o.Nkey]
-	a.mu.RUnlock()
 	nonce := c.GetNonce()
-	if !ok || len(nonce) == 0 {
+	if len(nonce) == 0 || o.Nkey == "" {
+		return false
+	}
+	id, ok := a.identity(o.Nkey)
+	if !ok {
 		return false
 	}
 	sig, err := base64.RawURLEncoding.DecodeString(o.Sig)

@@ -4,7 +4,7 @@
 // It is a NATS server with JetStream on disk. What it promises:
 //
 //   - Nobody connects without an identity: an nkey whose public half was given
-//     to Start or Add, proven by a signature over the server's nonce. That goes
+//     to Start, Add or AddGuest, proven by a signature over the server's nonce. That goes
 //     for loopback and for connections inside the process too.
 //   - An identity touches only the subjects of its service; see [Permissions].
 //   - A fact that was acknowledged is on disk (SyncAlways), so a kill -9 loses none.
@@ -38,14 +38,18 @@ type Options struct {
 	StoreDir   string         // of the streams; created if missing
 	Host       string         // address to listen on; default 127.0.0.1
 	Port       int            // RandomPort, or one; 0 is NATS's own, 4222
-	Identities []bus.Identity // who may connect; Add and Remove change it
-	Logger     *slog.Logger   // default: discards
+	Identities []bus.Identity // who may connect; Add, AddGuest and Remove change it
+	// Patience is for how long an unknown key is waited for before it is refused, where
+	// those who are being added connect at the same moment; default: not at all.
+	Patience time.Duration
+	Logger   *slog.Logger // default: discards
 }
 
 // Server is a running server.
 type Server struct {
-	srv  *server.Server
-	auth *authenticator
+	srv    *server.Server
+	auth   *authenticator
+	guests guests
 }
 
 // Start starts the server, makes sure of its streams and returns when it takes
@@ -60,7 +64,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	auth := &authenticator{byKey: map[string]bus.Identity{}}
+	auth := newAuthenticator(o.Patience)
 	for _, id := range o.Identities {
 		if err := auth.add(id); err != nil {
 			return nil, fmt.Errorf("start bus: %w", err)
@@ -97,7 +101,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	lg := &logger{log: o.Logger}
 	srv.SetLoggerV2(lg, false, false, false)
-	s := &Server{srv: srv, auth: auth}
+	s := &Server{srv: srv, auth: auth, guests: guests{byKey: map[string]*guest{}}}
 	srv.Start()
 	if err := s.ready(ctx, lg); err != nil {
 		s.Shutdown()

@@ -85,6 +85,39 @@ func TestNorPastTheNetwork(t *testing.T) {
 	}
 }
 
+// Who is here before its key is known is waited for, and no other is.
+func TestPatience(t *testing.T) {
+	t.Parallel()
+	s, err := embed.Start(t.Context(), embed.Options{StoreDir: t.TempDir(), Port: embed.RandomPort, Patience: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Shutdown)
+	seed, id := identity(t, "ctl-1", subject.Ctl, "")
+	_, other := identity(t, "ctl-2", subject.Ctl, "")
+	got := make(chan error, 1)
+	go func() {
+		conn, err := bus.Connect(t.Context(), config(s, seed, id))
+		if err == nil {
+			conn.Close()
+		}
+		got <- err
+	}()
+	for _, id := range []bus.Identity{other, id} {
+		select {
+		case err := <-got:
+			t.Fatalf("not waited for: %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		if err := s.AddGuest(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-got; err != nil {
+		t.Errorf("added while it was waited for: %v", err)
+	}
+}
+
 func TestAddAndRemoveAtRunTime(t *testing.T) {
 	t.Parallel()
 	s := start(t)

@@ -43,7 +43,7 @@ func parse(args []string) (config, error) {
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
 	}
-	if err := take(os.Stdin); err != nil {
+	if _, err := take(os.Stdin); err != nil {
 		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)

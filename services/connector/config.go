@@ -23,7 +23,8 @@ type config struct {
 	onHost     bool
 	logLevel   slog.Level
 	identities []bus.Identity
-	bus        bus.Config // its own identity
+	bus        bus.Config    // its own identity
+	handover   *bus.Handover // where later ctls introduce themselves; nil: nowhere
 }
 
 func parse(args []string) (config, error) {
@@ -47,7 +48,8 @@ func parse(args []string) (config, error) {
 	if fs.NArg() > 0 {
 		return c, fmt.Errorf("parse flags: unexpected argument %q", fs.Arg(0))
 	}
-	if err := take(os.Stdin); err != nil {
+	var err error
+	if c.handover, err = take(os.Stdin); err != nil {
 		return c, err
 	}
 	if err := readJSON(identities, &c.identities); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"berth.dev/bus"
 	"berth.dev/bus/embed"
@@ -41,12 +42,13 @@ func run(ctx context.Context, args []string) error {
 		}
 	}
 	srv, err := embed.Start(ctx, embed.Options{
-		StoreDir: cfg.storeDir, Host: cfg.host, Port: cfg.port, Identities: cfg.identities, Logger: log,
+		StoreDir: cfg.storeDir, Host: cfg.host, Port: cfg.port, Identities: cfg.identities, Patience: introducedWithin, Logger: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer srv.Shutdown()
+	go introductions(cfg.handover, srv, log)
 	i := slices.IndexFunc(cfg.identities, func(id bus.Identity) bool { return id.Name == cfg.bus.Identity })
 	if i < 0 {
 		return fmt.Errorf("the identity %q is not among those that the bus admits", cfg.bus.Identity)
@@ -60,6 +62,23 @@ func run(ctx context.Context, args []string) error {
 		Bus: conn, Admission: srv, BusURL: "nats://" + net.JoinHostPort(address, strconv.Itoa(srv.Port())),
 		Version: version, Image: cfg.image, OnHost: cfg.onHost, Log: log,
 	})
+}
+
+// introducedWithin is how long an introduction may be on its way when who is
+// introduced is here already: it goes by the engine, he does not.
+const introducedWithin = 300 * time.Millisecond
+
+// introductions admits those who introduce themselves through the engine. It ends
+// with the process: nothing interrupts who reads standard input.
+func introductions(h *bus.Handover, srv *embed.Server, log *slog.Logger) {
+	err := h.Introductions(func(id bus.Identity) {
+		if err := srv.AddGuest(id); err != nil {
+			log.Warn("an identity that was introduced is not admitted", "err", err)
+		}
+	})
+	if err != nil {
+		log.Warn("no more introductions are taken", "err", err)
+	}
 }
 
 // ownAddress is the first address of this container that is not its loopback:

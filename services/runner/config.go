@@ -57,7 +57,7 @@ func parse(args []string) (config, error) {
 	if c.volumeDriver != volplugin.Driver {
 		c.volumePlugin = volplugin.None
 	}
-	if err := take(os.Stdin); err != nil {
+	if _, err := take(os.Stdin); err != nil {
 		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)

@@ -56,7 +56,7 @@ func parse(args []string) (config, error) {
 	if !subject.Valid(c.connection) {
 		return c, fmt.Errorf("parse flags: -connection %q is not an id", c.connection)
 	}
-	if err := take(os.Stdin); err != nil {
+	if _, err := take(os.Stdin); err != nil {
 		return c, err
 	}
 	raw, err := os.ReadFile(c.busConfig)

@@ -154,7 +154,8 @@ func (w *Workspace) recreateRunner(ctx context.Context, connector string) error 
 func (w *Workspace) createContainer(ctx context.Context, s subject.Service) (string, error) {
 	cfg := &container.Config{
 		Image: w.Image, Cmd: []string{string(s), bus.FilesArg}, Labels: w.labels(s),
-		OpenStdin: true, StdinOnce: true,
+		// Connector's stays open for those who introduce themselves.
+		OpenStdin: true, StdinOnce: s != subject.Connector,
 		Env: []string{"BERTH_WORKSPACE=" + w.Name, "BERTH_NETWORK=" + w.Network()},
 	}
 	host := &container.HostConfig{

@@ -137,25 +137,11 @@ func (w *Workspace) join(ctx context.Context, id string) (*bus.Conn, command.Sta
 	ctx, cancel := context.WithTimeoutCause(ctx, engineTimeout, fmt.Errorf("the engine took longer than %v", engineTimeout))
 	defer cancel()
 	var state command.State
-	var cfg bus.Config
-	// Its files come a moment after its name.
-	var pace pacer
-	for began := time.Now(); ; {
-		var err error
-		if cfg, err = w.identity(ctx, id); err == nil {
-			break
-		}
-		if perr := pace.pause(ctx); perr != nil {
-			return nil, state, err
-		}
-		if time.Since(began) > readyTimeout {
-			return nil, state, fmt.Errorf("%w: %w", errSilent, err)
-		}
-	}
-	conn, err := w.dial(ctx, id, cfg, readyTimeout)
+	conn, err := w.enter(ctx, id, readyTimeout)
 	if err != nil {
 		return nil, state, err
 	}
+	var pace pacer
 	limited, cancelCall := context.WithTimeout(ctx, readyTimeout)
 	defer cancelCall()
 	for {

@@ -3,9 +3,9 @@
 // is missing, repairs what is half dead, and takes all of it down by label.
 //
 // It keeps no state. What is there is what the engine says is there: everything
-// carries the label berth.dev/workspace, and the keys of the bus lie in the
-// connector's container, where a later ctl fetches them through the engine.
-// Whoever may use the engine may use the bus; no file lies on the host.
+// carries the label berth.dev/workspace. A ctl makes a key for each of its calls, and
+// introduces itself through the engine, on the standard input of the connector's
+// container. Whoever may use the engine may use the bus; no file lies on the host.
 //
 // Two ctl may call [Workspace.Ensure] at once. The connector's container name is
 // the lock: who creates it makes the rest, who does not waits for it. Creating
@@ -155,11 +155,7 @@ func (w *Workspace) Connect(ctx context.Context, limit time.Duration) (*bus.Conn
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, engineTimeout, fmt.Errorf("the engine took longer than %v", engineTimeout))
 	defer cancel()
-	cfg, err := w.identity(ctx, p.Connector.ID)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := w.dial(ctx, p.Connector.ID, cfg, limit)
+	conn, err := w.enter(ctx, p.Connector.ID, limit)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "ctl quit --all", "the connector in the container %s does not answer: %v", p.Connector.Name, err)
 	}

@@ -85,7 +85,8 @@ func vif(args []string) {
 	connection := fs.String("connection", "", "")
 	take := bus.FilesFlag(fs)
 	check(fs.Parse(args))
-	check(take(os.Stdin))
+	_, err := take(os.Stdin)
+	check(err)
 	in, err := os.Stat("/etc/berth/bus.json")
 	check(err)
 	if in.Mode().Perm() != 0o600 {
