@@ -20,12 +20,12 @@ import (
 	"time"
 
 	"berth.dev/tunnel"
+	"berth.dev/tunnel/peers"
 )
 
 const (
 	openTimeout = 15 * time.Second
 	udpIdle     = 60 * time.Second
-	udpQueue    = 64
 )
 
 // Port is a port of the pod.
@@ -148,8 +148,14 @@ func (t *Table) listen(s *set, p Port) error {
 			return err
 		}
 		s.closers = append(s.closers, conn)
-		u := &datagrams{t: t, s: s, port: p, conn: conn, peers: map[netip.AddrPort]*peer{}}
-		s.wg.Go(u.read)
+		u := &peers.Table[Port]{Conn: conn, Where: func() (Port, bool) { return p, true }, Begin: func(peer *peers.Peer[Port]) func() {
+			s.wg.Add(1)
+			return func() {
+				defer s.wg.Done()
+				t.datagrams(s, p, peer)
+			}
+		}}
+		s.wg.Go(u.Run)
 		return nil
 	}
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
@@ -212,103 +218,17 @@ func (t *Table) refuse(s *set, p Port, c *net.TCPConn, err error) {
 	_ = c.Close()
 }
 
-// datagrams is one socket for all peers, and a flow for each.
-type datagrams struct {
-	t    *Table
-	s    *set
-	port Port
-	conn *net.UDPConn
-
-	mu    sync.Mutex
-	peers map[netip.AddrPort]*peer
-}
-
-// peer is the near end of one flow, as RelayPackets wants it.
-type peer struct {
-	net.Conn
-	d    *datagrams
-	addr netip.AddrPort
-	in   chan []byte
-	next []byte // has been taken from in, for Read
-	once sync.Once
-	done chan struct{}
-}
-
-func (u *datagrams) read() {
-	buf := make([]byte, 64<<10)
-	for {
-		n, from, err := u.conn.ReadFromUDPAddrPort(buf)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue // an ICMP error about an answer that nobody wanted
-		}
-		select {
-		case u.peer(from).in <- append([]byte{}, buf[:n]...):
-		default: // full: dropped, as datagrams are
-		}
+// datagrams carries one peer's flow.
+func (t *Table) datagrams(s *set, p Port, peer *peers.Peer[Port]) {
+	defer context.AfterFunc(s.ctx, func() { peer.Close() })()
+	var stream *tunnel.Stream
+	o, err := t.begin(s, p)
+	if err == nil {
+		stream, err = s.wait(o)
 	}
-}
-
-func (u *datagrams) peer(from netip.AddrPort) *peer {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if p := u.peers[from]; p != nil {
-		return p
-	}
-	p := &peer{d: u, addr: from, in: make(chan []byte, udpQueue), done: make(chan struct{})}
-	u.peers[from] = p
-	u.s.wg.Go(func() {
-		defer u.forget(p)
-		defer context.AfterFunc(u.s.ctx, func() { p.Close() })()
-		var stream *tunnel.Stream
-		o, err := u.t.begin(u.s, u.port)
-		if err == nil {
-			stream, err = u.s.wait(o)
-		}
-		if err != nil {
-			u.t.log.Debug("datagrams dropped", "engagement", u.s.engagement, "port", u.port.String(), "err", err)
-			return
-		}
-		_, _, _ = tunnel.RelayPackets(stream, p, udpIdle)
-	})
-	return p
-}
-
-func (u *datagrams) forget(p *peer) {
-	p.Close()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	delete(u.peers, p.addr)
-}
-
-// WaitRead implements tunnel.ReadWaiter.
-func (p *peer) WaitRead() {
-	if p.next != nil {
+	if err != nil {
+		t.log.Debug("datagrams dropped", "engagement", s.engagement, "port", p.String(), "err", err)
 		return
 	}
-	select {
-	case p.next = <-p.in:
-	case <-p.done:
-	}
-}
-
-// Read returns the next datagram of the peer. It has one caller.
-func (p *peer) Read(b []byte) (int, error) {
-	p.WaitRead()
-	d := p.next
-	if p.next = nil; d == nil {
-		return 0, net.ErrClosed
-	}
-	return copy(b, d), nil
-}
-
-// Write answers the peer.
-func (p *peer) Write(b []byte) (int, error) { return p.d.conn.WriteToUDPAddrPort(b, p.addr) }
-
-// Close ends the flow; the socket stays, it is everybody's.
-func (p *peer) Close() error {
-	p.once.Do(func() { close(p.done) })
-	return nil
+	_, _, _ = tunnel.RelayPackets(stream, peer, udpIdle)
 }
