@@ -108,7 +108,7 @@ func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error
 		// A number of attempts would be no measure of time: one takes from a
 		// millisecond (refused) to the whole time-out (container gone).
 		nats.MaxReconnects(-1),
-		nats.PingInterval(5 * time.Second), // a silent cut is noticed in 15 s
+		nats.PingInterval(pingEvery(cfg.Service)),
 		nats.MaxPingsOutstanding(2),
 		nats.DrainTimeout(closeWithin),
 		nats.IgnoreDiscoveredServers(),
@@ -131,6 +131,16 @@ func Connect(ctx context.Context, cfg Config, opts ...nats.Option) (*Conn, error
 		return nil, fmt.Errorf("open jetstream: %w", err)
 	}
 	return c, nil
+}
+
+// pingEvery is how often the server is pinged; a silent cut is noticed in three times
+// that. People wait for ctl, and its network may break; the services rest beside the
+// server for most of their lives.
+func pingEvery(s subject.Service) time.Duration {
+	if s == subject.Ctl {
+		return 5 * time.Second
+	}
+	return 20 * time.Second
 }
 
 // Await is Connect for a process that is started beside the bus: where the bus

@@ -80,8 +80,10 @@ func (r *reader) open(ctx context.Context) error {
 	}
 	iter, err := cons.Messages(
 		jetstream.PullMaxMessages(128),
-		jetstream.PullExpiry(30*time.Second),
-		jetstream.PullHeartbeat(2*time.Second),
+		// Seldom: a tail that rests costs both ends as much as one that is read. What
+		// is found by a missing heartbeat alone is a consumer that vanished unsaid.
+		jetstream.PullExpiry(2*time.Minute),
+		jetstream.PullHeartbeat(10*time.Second),
 		jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return err

@@ -106,7 +106,7 @@ func (l *Live) run() {
 	l.work.Go(l.renew)
 	if h := l.plan.req.Holder; h != "" {
 		l.work.Go(func() {
-			if presence.Watch(l.forward, l.w.Bus, h) {
+			if presence.Watch(l.forward, l.w.Bus, h, presence.Every) {
 				l.put(engage.Input{On: engage.EndAsked, Cause: "client gone"})
 			}
 		})

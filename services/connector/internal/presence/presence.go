@@ -14,8 +14,13 @@ import (
 	"berth.dev/bus/subject"
 )
 
-// Every is how often a holder is probed.
-const Every = time.Second
+// How often a holder is probed: one that something waits for, and one that lives as
+// long as everything else does, which is most of what the bus has to do at rest. The
+// second proof is asked for after Every in either case.
+const (
+	Every  = time.Second
+	Seldom = 4 * time.Second
+)
 
 // ID is that of the services of which a workspace has one.
 const ID = "default"
@@ -34,16 +39,16 @@ type Prober interface {
 	Gone(ctx context.Context, live string) bool
 }
 
-// Watch probes live and returns true when its holder is proven to be gone, or
-// false when ctx ends before.
-func Watch(ctx context.Context, p Prober, live string) bool {
-	tick := time.NewTicker(Every)
-	defer tick.Stop()
+// Watch probes live each period and returns true when its holder is proven to be
+// gone, or false when ctx ends before.
+func Watch(ctx context.Context, p Prober, live string, period time.Duration) bool {
+	next := time.NewTimer(period)
+	defer next.Stop()
 	for n := 0; ; {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-tick.C:
+		case <-next.C:
 		}
 		probe, cancel := context.WithTimeout(ctx, Every)
 		gone := p.Gone(probe, live)
@@ -53,10 +58,12 @@ func Watch(ctx context.Context, p Prober, live string) bool {
 			return false
 		case !gone:
 			n = 0
+			next.Reset(period)
 		case n+1 == proofs:
 			return true
 		default:
 			n++
+			next.Reset(Every)
 		}
 	}
 }

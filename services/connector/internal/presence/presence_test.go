@@ -20,21 +20,23 @@ func (s *script) Gone(context.Context, string) bool {
 
 func TestWatch(t *testing.T) {
 	for _, tc := range []struct {
-		name  string
-		gone  script
-		want  bool
-		after time.Duration
+		name   string
+		period time.Duration
+		gone   script
+		want   bool
+		after  time.Duration
 	}{
-		{"two proofs in a row", script{false, true, true}, true, 3 * time.Second},
-		{"one proof is none", script{true, false, true, false, true, true}, true, 6 * time.Second},
-		{"alive until the end", script{false}, false, time.Minute},
+		{"two proofs in a row", Every, script{false, true, true}, true, 3 * time.Second},
+		{"one proof is none", Every, script{true, false, true, false, true, true}, true, 6 * time.Second},
+		{"alive until the end", Every, script{false}, false, time.Minute},
+		{"seldom asked", Seldom, script{false, true, true}, true, 2*Seldom + Every},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				start := time.Now()
-				if got := Watch(ctx, &tc.gone, "live"); got != tc.want || time.Since(start) != tc.after {
+				if got := Watch(ctx, &tc.gone, "live", tc.period); got != tc.want || time.Since(start) != tc.after {
 					t.Errorf("%v after %v, want %v after %v", got, time.Since(start), tc.want, tc.after)
 				}
 			})

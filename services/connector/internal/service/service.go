@@ -231,13 +231,13 @@ func (s *service) watchRunner(ctx context.Context) {
 	}
 	came := func(c command.Connection) bool { return c.Daemon != "" }
 	for ctx.Err() == nil {
-		if slices.ContainsFunc(s.connections.Records(), came) && presence.Watch(ctx, s.o.Bus, presence.Runner) {
+		if slices.ContainsFunc(s.connections.Records(), came) && presence.Watch(ctx, s.o.Bus, presence.Runner, presence.Seldom) {
 			s.o.Log.Error("runner is gone")
 			s.connections.Break(why)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(presence.Every):
+		case <-time.After(presence.Seldom):
 		}
 	}
 }
