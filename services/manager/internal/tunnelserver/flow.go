@@ -212,6 +212,7 @@ func (s *Server) rpc(ctx context.Context, p peer, r *tunnel.Request) {
 	tunnel.Handle(&reg, lease.MethodFigures, func(ctx context.Context, _ struct{}) ([]lease.Figures, error) {
 		return s.figures(ctx, p.connection), nil
 	})
+	tunnel.Handle(&reg, lease.MethodPing, func(context.Context, struct{}) (struct{}, error) { return struct{}{}, nil })
 	if err := tunnel.ServeRPC(ctx, r, &reg); err != nil {
 		s.Log.Info("call failed", "connection", p.connection, "method", r.Header.Method, "err", err)
 	}

@@ -302,6 +302,15 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+// A ping is answered, not refused: connector sends one every few seconds.
+func TestPing(t *testing.T) {
+	b := start(t)
+	s := b.mustDial(b.client, tunnel.Hello{Role: "connector", ID: "c"})
+	if _, err := tunnel.Call[struct{}, struct{}](t.Context(), s, lease.MethodPing, struct{}{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // The server ends soon although flows are open and silent, on both sides.
 func TestEndsWithOpenFlows(t *testing.T) {
 	b := start(t)
