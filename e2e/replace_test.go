@@ -238,3 +238,40 @@ func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
 	p.Wait(t, time.Minute)
 	restored(t)
 }
+
+// A workload that cannot run is replaced like any other, and is then what it was:
+// nothing waits for it to become Ready, and no agent stays.
+func TestReplaceOfWhatCannotRun(t *testing.T) {
+	if err := cluster.Apply(t.Context(), "testdata/broken.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Delete(context.Background(), "testdata/broken.yaml"); err != nil {
+			t.Error(err)
+		}
+	})
+	ctl := rig.NewCtl(t, cluster)
+	connect(t, ctl)
+	p := begin(t, ctl, "replace", "broken", "--docker-run", "--", probeImage, "says", "handler", "7041")
+	says(t, "handler", "http://broken")
+	ctl.Must(t, "leave", "broken")
+	p.Wait(t, time.Minute)
+	rig.Eventually(t, time.Minute, "its own pod is all that there is", func(ctx context.Context) (bool, string) {
+		l, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=broken"})
+		if err != nil {
+			return false, err.Error()
+		}
+		saw := ""
+		for _, pod := range l.Items {
+			saw += pod.Name + " " + pod.Spec.Containers[0].Image + "\n"
+		}
+		return len(l.Items) == 1 && l.Items[0].Spec.Containers[0].Image == "berth-e2e-nowhere:latest", saw
+	})
+	leases, err := cluster.Kube.CoordinationV1().Leases("default").List(t.Context(), metav1.ListOptions{LabelSelector: "berth.dev/kind"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(leases.Items) > 0 {
+		t.Errorf("%d leases are left", len(leases.Items))
+	}
+}

@@ -42,7 +42,7 @@ const (
 	tick         = time.Second            // unsettled workloads and expiry are looked at again
 	settledTick  = 10 * time.Second       // settled ones
 	drainTime    = 2 * time.Second        // for a retired pod's removal from Services to get around
-	restoreLimit = time.Minute            // a restored workload that does not become Ready is let be
+	restoreLimit = 40 * time.Second       // a restored workload that does not become Ready is let be; connector waits for 60 s
 	clientGrace  = 5 * time.Second        // a client's tunnel may be cut for so long before its agents turn unready
 	workers      = 4                      // workloads at a time
 	callTimeout  = 5 * time.Second        // of calls to agents

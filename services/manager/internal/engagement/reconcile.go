@@ -52,6 +52,7 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	pods := c.podsOf(k, w)
 	sidecars := sidecarsOf(beside)
 	s := c.state(k, w, m, e, sidecars, pods)
+	s.Overdue = e == nil && c.overdue(engs, m, s, pods)
 	calm, err := c.besides(ctx, k, w, m, beside, s, pods)
 	if err != nil {
 		return err
@@ -301,6 +302,29 @@ func (c *Controller) judge(ctx context.Context, k Key, w *workload, m *memory, e
 	return c.setStatus(ctx, e, st)
 }
 
+// overdue reports whether an engagement has ended whose workload does not become
+// Ready again: in time, or ever, as far as its pods tell. It is let be then.
+func (c *Controller) overdue(engs []*engagement, m *memory, s swap.State, pods map[string]*corev1.Pod) bool {
+	return slices.ContainsFunc(engs, func(e *engagement) bool {
+		since, ok := m.restoring[e.spec.ID]
+		return ok && e.ended != "" && (time.Since(since) > restoreLimit || c.hopeless(s, pods))
+	})
+}
+
+// hopeless reports whether a pod as wanted has a container that does not start.
+func (c *Controller) hopeless(s swap.State, pods map[string]*corev1.Pod) bool {
+	return slices.ContainsFunc(s.Pods, func(p swap.Pod) bool {
+		if p.Released || p.Deleting || p.Ready || p.Mark != s.Want {
+			return false
+		}
+		st := pods[p.Name].Status
+		return slices.ContainsFunc(slices.Concat(st.InitContainerStatuses, st.ContainerStatuses), func(cs corev1.ContainerStatus) bool {
+			f, _ := c.container(&cs, "", p.Name, "")
+			return f != nil
+		})
+	})
+}
+
 // restored deletes the Leases of engagements that have ended and of which
 // nothing is left in the workload's pods.
 func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory, s swap.State, pods map[string]*corev1.Pod) error {
@@ -318,7 +342,7 @@ func (c *Controller) restored(ctx context.Context, engs []*engagement, m *memory
 			mine := p.Mark == e.spec.ID || e.spec.Beside() && inject.IsMark(p.Mark) && p.Mark != s.Want
 			return mine && !p.Deleting && !p.Retired || p.Released && !p.Retired && !p.Deleting
 		})
-		if !left && s.Swapped() && (s.Done() || time.Since(since) > restoreLimit) {
+		if !left && (s.Done() || s.Overdue) {
 			if err := c.deleteLease(ctx, e.lease); err != nil {
 				return err
 			}

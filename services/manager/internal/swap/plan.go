@@ -25,6 +25,11 @@
 // are deleted. An ordered StatefulSet creates a pod only when all below it are
 // Ready, and an agent without handler is not; so an engagement goes from the
 // highest ordinal to the lowest, and a restoration the other way.
+//
+// # Overdue
+//
+// Pods of the workload's own that do not become Ready, for a reason of their own,
+// are not waited for when an engagement has ended: its agents serve nobody, and go.
 package swap
 
 import "sort"
@@ -59,6 +64,7 @@ type State struct {
 	Ordered  bool // a StatefulSet that creates its pods one after another
 	Replicas int
 	Want     string // mark that all pods shall have; "" means none
+	Overdue  bool   // what has ended goes, whatever becomes of what takes its place
 	Pods     []Pod
 }
 
@@ -216,7 +222,7 @@ func drop(s State, r sorted) []Action {
 	}
 	var serving []Pod
 	for _, p := range r.released {
-		if p.Mark != "" && p.Mark != s.Want && !p.Ready {
+		if p.Mark != "" && p.Mark != s.Want && (!p.Ready || s.Overdue) {
 			out(p) // an agent that is not Ready serves nobody, and never will again
 			continue
 		}
@@ -231,7 +237,7 @@ func drop(s State, r sorted) []Action {
 
 func recreate(s State, r sorted) []Action {
 	var plan []Action
-	if !s.Ordered {
+	if !s.Ordered || s.Overdue {
 		for _, p := range r.stale {
 			plan = append(plan, Action{Delete, p.Name})
 		}

@@ -65,6 +65,12 @@ func TestPlan(t *testing.T) {
 		{"restore: replacement not Ready, but the agent is dead",
 			State{Replicas: 1, Want: "", Pods: []Pod{set(agent("x"), func(p *Pod) { p.Released = true }), {Name: "b"}}},
 			[]Action{{Retire, "x"}}, false},
+		{"restore: replacement not Ready for a reason of its own",
+			State{Replicas: 1, Want: "", Overdue: true, Pods: []Pod{set(ready(agent("x")), func(p *Pod) { p.Released = true }), {Name: "b"}}},
+			[]Action{{Retire, "x"}}, false},
+		{"restore: one replacement not Ready for a reason of its own, the other not there",
+			State{Replicas: 2, Want: "", Overdue: true, Pods: []Pod{set(ready(agent("x")), func(p *Pod) { p.Released = true }), ready(agent("y")), {Name: "b"}}},
+			[]Action{{Release, "y"}, {Retire, "x"}}, false},
 		{"restore: replacement Ready",
 			State{Replicas: 1, Want: "", Pods: []Pod{set(ready(agent("x")), func(p *Pod) { p.Released = true }), old("b")}},
 			[]Action{{Retire, "x"}}, false},
@@ -92,6 +98,10 @@ func TestPlan(t *testing.T) {
 		{"ordered, restore: the one below is not Ready yet",
 			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "", Pods: []Pod{
 				{Name: "s-0"}, set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}}, nil, false},
+		{"ordered, restore: the one below will not be Ready",
+			State{Method: Recreate, Ordered: true, Replicas: 3, Want: "", Overdue: true, Pods: []Pod{
+				{Name: "s-0"}, set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 }), set(agent("s-2"), func(p *Pod) { p.Ordinal = 2 })}},
+			[]Action{{Delete, "s-1"}, {Delete, "s-2"}}, false},
 		{"ordered, given up half way: an agent above an old pod",
 			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "", Pods: []Pod{
 				old("s-0"), set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}},
