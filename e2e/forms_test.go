@@ -102,14 +102,7 @@ func leaves(t *testing.T, ctl *rig.Ctl, p *rig.Proc, name string) {
 // TestForms engages workloads of every kind, and reaches them in every way that
 // leads to their ports.
 func TestForms(t *testing.T) {
-	if err := cluster.Apply(t.Context(), "testdata/forms.yaml"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Delete(context.Background(), "testdata/forms.yaml"); err != nil {
-			t.Error(err)
-		}
-	})
+	apply(t, "testdata/forms.yaml")
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 	handler := func(port string) []string {

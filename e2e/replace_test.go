@@ -22,6 +22,19 @@ func connect(t *testing.T, ctl *rig.Ctl, args ...string) {
 	ctl.Must(t, append([]string{"connect", "--docker"}, args...)...)
 }
 
+// apply makes what a file of manifests says, until the test ends.
+func apply(t *testing.T, path string) {
+	t.Helper()
+	if err := cluster.Apply(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Delete(context.Background(), path); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // quitAtEnd ends what there is when the test ends, and checks that nothing is left.
 func quitAtEnd(t *testing.T, ctl *rig.Ctl) {
 	t.Helper()
@@ -242,14 +255,7 @@ func TestReplaceLosesNothingOnTheWayIn(t *testing.T) {
 // A workload that cannot run is replaced like any other, and is then what it was:
 // nothing waits for it to become Ready, and no agent stays.
 func TestReplaceOfWhatCannotRun(t *testing.T) {
-	if err := cluster.Apply(t.Context(), "testdata/broken.yaml"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Delete(context.Background(), "testdata/broken.yaml"); err != nil {
-			t.Error(err)
-		}
-	})
+	apply(t, "testdata/broken.yaml")
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 	p := begin(t, ctl, "replace", "broken", "--docker-run", "--", probeImage, "says", "handler", "7041")

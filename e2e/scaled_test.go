@@ -52,14 +52,7 @@ func (f forms) renewed(t *testing.T, old []corev1.Pod) {
 // the cluster: none is lost, none comes to the app, and when the engagement is
 // left none comes to the handler, and no pod is harmed.
 func TestFormsScaled(t *testing.T) {
-	if err := cluster.Apply(t.Context(), "testdata/forms.yaml"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Delete(context.Background(), "testdata/forms.yaml"); err != nil {
-			t.Error(err)
-		}
-	})
+	apply(t, "testdata/forms.yaml")
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 

@@ -16,14 +16,7 @@ import (
 // TestSidecar engages workloads whose running pods take no agent: it comes with
 // new pods, says so and why, and is gone afterwards.
 func TestSidecar(t *testing.T) {
-	if err := cluster.Apply(t.Context(), "testdata/sidecar.yaml"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Delete(context.Background(), "testdata/sidecar.yaml"); err != nil {
-			t.Error(err)
-		}
-	})
+	apply(t, "testdata/sidecar.yaml")
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
 
