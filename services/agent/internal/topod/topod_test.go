@@ -14,11 +14,12 @@ import (
 	"berth.dev/tunnel/freeport"
 )
 
-func TestServe(t *testing.T) {
+// serve takes flows until the test ends, and returns the manager's end.
+func serve(t *testing.T) *tunnel.Session {
+	t.Helper()
 	a, b := net.Pipe()
 	manager, agent := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
-	defer manager.Close()
-	defer agent.Close()
+	t.Cleanup(func() { agent.Close(); manager.Close() })
 	var ports Ports
 	go func() {
 		for {
@@ -29,6 +30,11 @@ func TestServe(t *testing.T) {
 			go ports.Take(context.Background(), r)()
 		}
 	}()
+	return manager
+}
+
+func TestServe(t *testing.T) {
+	manager := serve(t)
 	l, u := freeport.Both(t)
 	go func() {
 		for {
@@ -82,20 +88,7 @@ func TestServe(t *testing.T) {
 
 // Flows come to the app in the order in which they were opened.
 func TestOrder(t *testing.T) {
-	a, b := net.Pipe()
-	manager, agent := tunnel.NewSession(a, true, tunnel.Config{}), tunnel.NewSession(b, false, tunnel.Config{})
-	defer manager.Close()
-	defer agent.Close()
-	var ports Ports
-	go func() {
-		for {
-			r, err := agent.Accept(context.Background())
-			if err != nil {
-				return
-			}
-			go ports.Take(context.Background(), r)()
-		}
-	}()
+	manager := serve(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
