@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -96,7 +97,7 @@ func engineByTLS(t *testing.T, cfg *tls.Config) (addr string) {
 
 func relayToEngine(in *tls.Conn) {
 	defer in.Close()
-	out, err := net.Dial("unix", "/var/run/docker.sock")
+	out, err := net.Dial("unix", strings.TrimPrefix(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "unix://"))
 	if err != nil {
 		return
 	}

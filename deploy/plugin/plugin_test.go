@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,14 +45,15 @@ func key(t *testing.T) []byte {
 
 // TestInstall installs the real binary on the real engine, twice, and removes it.
 func TestInstall(t *testing.T) {
-	if c, err := net.Dial("unix", "/var/run/docker.sock"); err != nil {
+	socket := strings.TrimPrefix(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "unix://")
+	if c, err := net.Dial("unix", socket); err != nil {
 		t.Skip("needs a Docker engine")
 	} else {
 		c.Close()
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	e := Unix("/var/run/docker.sock")
+	e := Unix(socket)
 	s, err := e.State(ctx)
 	if err != nil {
 		t.Fatal(err)
