@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,9 +19,13 @@ const childOf = "BERTH_TEST_LOCK"
 // TestMain is the child too: it takes the lock, says so, and waits for its end.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childOf); path != "" {
-		_, err := Take(path)
+		l, err := Take(path)
 		fmt.Println(err)
-		select {}
+		_, _ = io.Copy(io.Discard, os.Stdin) // select {} would be taken for a deadlock, and end it
+		if err == nil {
+			l.Release()
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -34,6 +39,9 @@ func TestLock(t *testing.T) {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), childOf+"="+path)
 		out, err := cmd.StdoutPipe()
+		if err == nil {
+			_, err = cmd.StdinPipe() // closed by Wait
+		}
 		if err == nil {
 			err = cmd.Start()
 		}

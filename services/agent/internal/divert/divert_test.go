@@ -35,8 +35,9 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			return
 		}
+		defer d.Close() // which it does not live to do, unless the test dies
 		fmt.Println("diverted")
-		select {}
+		_, _ = io.Copy(io.Discard, os.Stdin) // select {} would be taken for a deadlock, and end it
 	}
 	if os.Geteuid() != 0 {
 		fmt.Println("SKIP: tests of package divert need root for a network namespace")
@@ -289,6 +290,11 @@ func TestKilled(t *testing.T) {
 	app(t, "agent", "9090")
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), mode+"=killed")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
