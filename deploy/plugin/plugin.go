@@ -187,9 +187,10 @@ func (e Engine) Install(ctx context.Context, c Contents) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("pack plugin: %w", err)
 	}
+	began := time.Now()
 	for try := 0; ; try++ {
 		s, again, err := e.install(ctx, c, b)
-		if err == nil || !again || try == 20 {
+		if err == nil || !again || try >= 20 && time.Since(began) > othersWithin {
 			return s, err
 		}
 		select {
@@ -199,6 +200,10 @@ func (e Engine) Install(ctx context.Context, c Contents) (Status, error) {
 		}
 	}
 }
+
+// othersWithin is for how long somebody else may be at it, at least: a loaded engine
+// takes some seconds to unpack a plugin, to start it or to stop it.
+const othersWithin = 20 * time.Second
 
 // install is one attempt; again says that somebody else may be at it.
 func (e Engine) install(ctx context.Context, c Contents, packed []byte) (s Status, again bool, err error) {
@@ -219,7 +224,9 @@ func (e Engine) install(ctx context.Context, c Contents, packed []byte) (s Statu
 	mine := !s.Installed
 	if mine {
 		if err := e.call(ctx, "POST", "/plugins/create?name="+url.QueryEscape(Name), bytes.NewReader(packed), nil); err != nil {
-			return s, strings.Contains(err.Error(), "already exists"), fmt.Errorf("%w: create: %w", ErrRefused, err)
+			// While another one is made by that name it is locked, and then it is there.
+			again := asAPI(err).is(http.StatusServiceUnavailable) || strings.Contains(err.Error(), "already exists")
+			return s, again, fmt.Errorf("%w: create: %w", ErrRefused, err)
 		}
 		if s, id, err = e.look(ctx); err == nil && !s.Installed {
 			err = errors.New("somebody has removed it")

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -113,6 +114,27 @@ func TestInstall(t *testing.T) {
 	}
 	if s, err := e.State(ctx); err != nil || s.Installed {
 		t.Errorf("after one that does not start: %+v, %v", s, err)
+	}
+}
+
+// The engine holds the name while somebody else makes the plugin.
+func TestInstallWhileAnotherDoes(t *testing.T) {
+	var asked atomic.Int32
+	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch n := asked.Add(1); {
+		case r.Method == http.MethodPost:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"message":"ref telemount:latest locked for 315.783315ms (since then): unavailable"}`)
+		case n < 4:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			_, _ = io.WriteString(w, `{"Id":"1","Enabled":true,"Config":{"Env":[{"Name":"BERTH_PLUGIN_VERSION","Value":"1"},{"Name":"BERTH_PLUGIN_PIN","Value":"theirs"}]}}`)
+		}
+	}))
+	defer engine.Close()
+	s, err := Engine{HTTP: engine.Client(), URL: engine.URL}.Install(t.Context(), Contents{Version: "1", Pin: "mine"})
+	if want := (Status{true, true, "1", "theirs"}); err != nil || s != want {
+		t.Errorf("%+v, %v, want %+v", s, err, want)
 	}
 }
 
