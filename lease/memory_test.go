@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,26 +12,26 @@ import (
 func TestGiveBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		var total uint64
-		freed := 0
+		var total atomic.Uint64
+		var freed atomic.Int64
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			giveBack(ctx, func() uint64 { return total }, func() { freed++; total += restBelow })
+			giveBack(ctx, total.Load, func() { freed.Add(1); total.Add(restBelow) })
 		}()
 		synctest.Wait()
 		for i, step := range []struct {
 			allocated uint64
-			freed     int
+			freed     int64
 		}{
 			{0, 0}, {restBelow, 0}, {restBelow + 1, 0}, {100 << 20, 0}, {restBelow, 1}, {0, 2}, {0, 2}, {restBelow, 2},
 			{10 << 20, 2}, {0, 3}, {10 << 20, 3}, {0, 4}, {0, 5}, {0, 5},
 		} {
-			total += step.allocated
+			total.Add(step.allocated)
 			time.Sleep(restEvery)
 			synctest.Wait()
-			if freed != step.freed {
-				t.Fatalf("step %d: freed %d times, want %d", i, freed, step.freed)
+			if got := freed.Load(); got != step.freed {
+				t.Fatalf("step %d: freed %d times, want %d", i, got, step.freed)
 			}
 		}
 		cancel()
