@@ -24,14 +24,19 @@ func TestTerminal(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Run("shell", func(t *testing.T) {
 				term := ctl.Open(t, 24, 80, run("-it", image, "sh")...)
+				sleeps := func() {
+					t.Helper()
+					term.Type("sh -c 'echo sleeps$((1+1)); exec sleep 1000'\n")
+					term.Sees("sleeps2")
+				}
 				term.Says("stty size", "24 80")
 				term.Resize(41, 123)
 				term.Says("stty size", "41 123")
 				// What is typed is echoed, so what is waited for is worked out.
-				term.Type("sleep 1000\n\x03")
+				sleeps() // and has the terminal: what is typed before is the shell's
+				term.Type("\x03")
 				term.Says("echo int$((1+1))", "int2")
-				term.Type("sleep 1000\n")
-				time.Sleep(500 * time.Millisecond) // until the shell has given it the terminal
+				sleeps()
 				term.Type("\x1a")
 				term.Sees("Stopped")
 				term.Says("kill -9 %1; wait %1; cat /etc/resolv.conf | grep -c svc.cluster.local | sed s/^/dns:/", "dns:1")
