@@ -117,6 +117,8 @@ func TestReplaceErrors(t *testing.T) {
 		args []string
 	}{
 		{"unknown workload", 1, []string{"frontend-v9", "frontend-v1", "ctl list"}, []string{"replace", "frontend-v9", "--docker-run", "--", "frontend-v2"}},
+		{"a service", 1, []string{"service/frontend-v1", "ctl replace deployment/frontend-v1"}, []string{"replace", "svc/frontend-v1", "--docker-run", "--", "frontend-v2"}},
+		{"a kind that cannot be engaged", 1, []string{"no DaemonSet named kube-proxy", "ctl list"}, []string{"replace", "daemonset/kube-proxy", "--docker-run", "--", "frontend-v2"}},
 		{"unknown container", 1, []string{"nginx", "frontend"}, []string{"replace", "frontend-v1", "--container", "nginx", "--docker-run", "--", "frontend-v2"}},
 		{"missing image", 1, []string{"no-such-image"}, []string{"replace", "frontend-v1", "--docker-run", "--", "no-such-image:v0"}},
 		{"two containers and no --container", 2, []string{"echo", "other", "--container"}, []string{"replace", "echo", "--docker-run", "--", probeImage}},

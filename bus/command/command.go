@@ -293,9 +293,11 @@ type Engagement struct {
 	Connection string `json:"connection"`
 	Kind       string `json:"kind"`
 	Namespace  string `json:"namespace"`
-	Workload   string `json:"workload"`
-	Container  string `json:"container"`
-	Phase      string `json:"phase"` // requested, prepared, created, active, restoring
+	// WorkloadKind is Deployment, StatefulSet or ReplicaSet.
+	WorkloadKind string `json:"workloadKind"`
+	Workload     string `json:"workload"`
+	Container    string `json:"container"`
+	Phase        string `json:"phase"` // requested, prepared, created, active, restoring
 	// Filter says which requests are the engagement's, for people: without values
 	// that may be credentials. Empty: all.
 	Filter  string `json:"filter,omitempty"`

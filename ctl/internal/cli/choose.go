@@ -5,6 +5,7 @@ import (
 
 	"berth.dev/bus/command"
 	"berth.dev/bus/fault"
+	"berth.dev/lease"
 )
 
 func connectionNames(all []command.Connection) []string {
@@ -39,16 +40,15 @@ func choose(all []command.Connection, use string) (command.Connection, error) {
 	return none, fault.New(fault.InvalidArgument, "--use "+all[0].Name, "several connections exist, choose one: %s", strings.Join(connectionNames(all), ", "))
 }
 
-// chooseEngagement is the one that name means: an id, a name, or the name of a
+// chooseEngagement is the one that name means: an id, a name, or [kind/]name of a
 // workload of which only one container is engaged.
 func chooseEngagement(all []command.Engagement, name string) (command.Engagement, error) {
 	var found []command.Engagement
 	for _, e := range all {
-		_, bare, _ := strings.Cut(e.Workload, "/")
 		if e.ID == name || e.Name == name {
 			return e, nil
 		}
-		if e.Workload == name || bare == name && bare != "" || strings.HasPrefix(e.Name, name+"/") {
+		if lease.Names(name, e.WorkloadKind, e.Workload) || strings.HasPrefix(e.Name, name+"/") {
 			found = append(found, e)
 		}
 	}

@@ -11,10 +11,11 @@ func (a *App) replaceCommand() *usage.Command {
 	return a.engageCommand(&usage.Command{
 		Synopsis: "replace WORKLOAD [flags] --docker-run -- [docker run flags] IMAGE [args] | -- COMMAND",
 		Short:    "Put a local container in the place of a workload's own.",
-		Long: `The workload's container is taken out of its pods; its ports, environment and
-traffic go to the handler, which runs in the foreground. When the handler ends, by
-itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own container again.
-The exit code is the handler's. What stands behind -- is as for docker run; --rm is
+		Long: `WORKLOAD is a Deployment, StatefulSet or ReplicaSet, by its name or as kubectl has
+it (deploy/web, sts/db). Its container is taken out of its pods; its ports,
+environment and traffic go to the handler, which runs in the foreground. When the
+handler ends, by itself, by Ctrl-C, ctl leave or ctl quit, the workload runs its own
+container again. The exit code is the handler's. What stands behind -- is as for docker run; --rm is
 implied, --detach is refused. The image is there before the cluster is touched.
 With --docker-build it is built first, and the word IMAGE stands for it; with
 --watch it is built again whenever the context changes, and the new handler takes

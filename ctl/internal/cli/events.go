@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"berth.dev/bus/event"
@@ -14,6 +13,7 @@ import (
 	"berth.dev/ctl/internal/render"
 	"berth.dev/ctl/internal/until"
 	"berth.dev/ctl/internal/usage"
+	"berth.dev/lease"
 )
 
 type eventsFlags struct {
@@ -185,8 +185,7 @@ func (p *picker) takes(e event.Envelope) bool {
 }
 
 func (p *picker) isEngagement(id string, r event.EngagementRequested) bool {
-	names := []string{"", id, r.Name, r.Workload, strings.ToLower(r.WorkloadKind) + "/" + r.Workload}
-	return slices.Contains(names, p.engagement)
+	return slices.Contains([]string{"", id, r.Name}, p.engagement) || lease.Names(p.engagement, r.WorkloadKind, r.Workload)
 }
 
 func (p *picker) inConnection(id string) bool {

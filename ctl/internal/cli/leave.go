@@ -24,9 +24,10 @@ func (a *App) leaveCommand() *usage.Command {
 	c := &usage.Command{
 		Name: "leave", Synopsis: "leave NAME",
 		Short: "End an engagement, from any terminal.",
-		Long: `NAME is that of the workload, WORKLOAD/CONTAINER, or an engagement's id. The
-handler is stopped and the workload restored when the command returns.`,
-		Examples: []string{"ctl leave frontend", "ctl leave frontend/app", "ctl leave --use shop frontend"},
+		Long: `NAME is that of the workload, also with its kind before it as for kubectl,
+WORKLOAD/CONTAINER, or an engagement's id. The handler is stopped and the workload
+restored when the command returns.`,
+		Examples: []string{"ctl leave frontend", "ctl leave deploy/frontend", "ctl leave frontend/app", "ctl leave --use shop frontend"},
 		Flags:    a.flags("leave"),
 	}
 	c.Run = a.run(func(ctx context.Context, l usage.Line) error {

@@ -50,7 +50,7 @@ func (s State) millis() int64 { return s.now.Sub(s.Since).Milliseconds() }
 func (s State) Record() command.Engagement {
 	return command.Engagement{
 		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
-		Namespace: s.Requested.Namespace, Workload: s.Requested.Workload, Container: s.Requested.Container,
+		Namespace: s.Requested.Namespace, WorkloadKind: s.Requested.WorkloadKind, Workload: s.Requested.Workload, Container: s.Requested.Container,
 		Phase: s.Stage.Phase(), Filter: s.Requested.Filter, Handler: s.Handler, Published: s.Published,
 		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Lost: s.Lost, Since: s.Since,
 	}

@@ -174,7 +174,7 @@ func (s *Set) find(req command.CloseEngagement) (*Live, error) {
 		if r.ID == req.Name {
 			return l, nil
 		}
-		if r.Name == req.Name || r.Workload == req.Name || r.Workload+"/"+r.Container == req.Name {
+		if r.Name == req.Name || lease.Names(req.Name, r.WorkloadKind, r.Workload) || r.Workload+"/"+r.Container == req.Name {
 			found = append(found, l)
 		}
 	}

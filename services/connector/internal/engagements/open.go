@@ -102,11 +102,11 @@ func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connect
 	if ns == "" {
 		ns = conn.Namespace
 	}
-	w, err := workload.Find(ctx, conn.Cluster, ns, req.Workload)
+	w, err := workload.Find(ctx, conn.Cluster, ns, req.Workload, lease.Kind(req.Kind))
 	if err != nil {
 		return nil, err
 	}
-	if o := w.Obstacle(); o != nil {
+	if o := w.Obstacle(lease.Kind(req.Kind)); o != nil {
 		return nil, o
 	}
 	c, ports, err := choose(ctx, conn, w, req)

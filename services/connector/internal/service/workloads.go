@@ -53,7 +53,7 @@ func record(w workload.Workload, leases []coordv1.Lease) command.Workload {
 		Kind: w.Kind, Name: w.Name, Namespace: w.Namespace,
 		Ready: fmt.Sprintf("%d/%d", w.Ready, w.Replicas), Containers: w.ContainerNames(), Engageable: true,
 	}
-	if o := w.Obstacle(); o != nil {
+	if o := w.Obstacle(lease.Replace); o != nil {
 		r.Engageable, r.Reason = false, o.Message
 	}
 	var holders, engaged []string

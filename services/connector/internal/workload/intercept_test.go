@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"berth.dev/bus/fault"
+	"berth.dev/lease"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,11 +14,11 @@ import (
 )
 
 func TestIntercept(t *testing.T) {
-	w := Workload{Kind: Deployment, Name: "web", Containers: []corev1.Container{
+	w := Workload{Kind: lease.Deployment, Name: "web", Containers: []corev1.Container{
 		{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}, {Name: "dns", ContainerPort: 53, Protocol: "UDP"}, {Name: "dns-tcp", ContainerPort: 53}}},
 		{Name: "metrics", Ports: []corev1.ContainerPort{{ContainerPort: 9100}}},
 	}}
-	bare := Workload{Kind: Deployment, Name: "bare", Containers: []corev1.Container{{Name: "app"}}}
+	bare := Workload{Kind: lease.Deployment, Name: "bare", Containers: []corev1.Container{{Name: "app"}}}
 	service := func(name string, ports ...corev1.ServicePort) corev1.Service {
 		return corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports}}
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"berth.dev/bus/fault"
+	"berth.dev/lease"
 	"berth.dev/services/connector/internal/cluster"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -23,31 +24,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The kinds of workloads.
-const (
-	Deployment  = "Deployment"
-	StatefulSet = "StatefulSet"
-	ReplicaSet  = "ReplicaSet"
-)
-
-// Kinds lists them in the order in which a bare name is looked up.
-var Kinds = []string{Deployment, StatefulSet, ReplicaSet}
+// Kinds lists those that can be engaged in the order in which a bare name is
+// looked up.
+var Kinds = []string{lease.Deployment, lease.StatefulSet, lease.ReplicaSet}
 
 // resourceOf is the API resource of a kind.
 func resourceOf(kind string) string { return strings.ToLower(kind) + "s" }
-
-// kindOf reads a kind as kubectl does: any case, plural, or its short name.
-func kindOf(s string) (string, bool) {
-	switch strings.TrimSuffix(strings.ToLower(s), ".apps") {
-	case "deployment", "deployments", "deploy":
-		return Deployment, true
-	case "statefulset", "statefulsets", "sts":
-		return StatefulSet, true
-	case "replicaset", "replicasets", "rs":
-		return ReplicaSet, true
-	}
-	return "", false
-}
 
 // Workload is one of them.
 type Workload struct {
@@ -71,24 +53,32 @@ func (w Workload) ContainerNames() []string {
 	return n
 }
 
-// Obstacle says why w cannot be engaged, nil where it can.
-func (w Workload) Obstacle() *fault.Error {
+// Obstacle says why w cannot be engaged, nil where it can. verb is the kind of
+// engagement, for the command that helps.
+func (w Workload) Obstacle(verb lease.Kind) *fault.Error {
 	switch {
 	case w.Owner != "":
-		return fault.New(fault.FailedPrecondition, "ctl replace "+w.Owner, "%s belongs to %s: engage that one", w.Title(), w.Owner)
+		return fault.New(fault.FailedPrecondition, instead(verb, w.Owner), "%s belongs to %s: engage that one", w.Title(), w.Owner)
 	case w.Replicas == 0:
 		return fault.New(fault.FailedPrecondition, fmt.Sprintf("kubectl scale %s --replicas 1 -n %s", strings.ToLower(w.Title()), w.Namespace), "%s is scaled to 0: it has no pod whose place could be taken", w.Title())
 	}
 	return nil
 }
 
-// Find looks up [kind/]name.
-func Find(ctx context.Context, c *cluster.Cluster, namespace, ref string) (Workload, error) {
+// instead is the command that engages another workload.
+func instead(verb lease.Kind, title string) string { return "ctl " + string(verb) + " " + title }
+
+// Find looks up [kind/]name, with the kind as kubectl takes it, for an engagement
+// of the kind verb.
+func Find(ctx context.Context, c *cluster.Cluster, namespace, ref string, verb lease.Kind) (Workload, error) {
 	kinds, name := Kinds, ref
 	if k, n, ok := strings.Cut(ref, "/"); ok {
-		kind, known := kindOf(k)
+		kind, known := lease.KindOf(k)
 		if !known {
-			return Workload{}, fault.New(fault.InvalidArgument, "ctl list", "%q is no kind of workload that can be engaged: %s", k, strings.Join(Kinds, ", "))
+			return Workload{}, fault.New(fault.InvalidArgument, "ctl list -n "+namespace, "%q is no kind of workload that can be engaged, which are: %s", k, strings.Join(Kinds, ", "))
+		}
+		if !slices.Contains(Kinds, kind) {
+			return Workload{}, refuse(ctx, c, namespace, kind, n, verb)
 		}
 		kinds, name = []string{kind}, n
 	}
@@ -116,11 +106,16 @@ func Find(ctx context.Context, c *cluster.Cluster, namespace, ref string) (Workl
 		for _, w := range found {
 			titles = append(titles, w.Title())
 		}
-		return Workload{}, fault.New(fault.InvalidArgument, "ctl replace "+titles[0], "%s is ambiguous in the namespace %s: %s", name, namespace, strings.Join(titles, ", "))
+		return Workload{}, fault.New(fault.InvalidArgument, instead(verb, titles[0]), "%s is ambiguous in the namespace %s: %s", name, namespace, strings.Join(titles, ", "))
 	}
 	for _, err := range errs {
 		if err != nil {
 			return Workload{}, err
+		}
+	}
+	if len(kinds) > 1 {
+		if f := other(ctx, c, namespace, name, verb); f != nil {
+			return Workload{}, f
 		}
 	}
 	return Workload{}, unknown(ctx, c, namespace, name, kinds)
@@ -135,6 +130,9 @@ func unknown(ctx context.Context, c *cluster.Cluster, namespace, name string, ki
 	}
 	var names []string
 	for _, w := range all {
+		if len(kinds) == 1 && w.Name == name { // of another kind
+			return fault.New(fault.NotFound, hint, "the namespace %s has no %s named %s, but %s", namespace, what, name, w.Title())
+		}
 		names = append(names, w.Name)
 	}
 	return fault.New(fault.NotFound, hint, "the namespace %s has no %s named %s; near it: %s", namespace, what, name, strings.Join(Nearest(name, names, 3), ", "))
@@ -143,13 +141,13 @@ func unknown(ctx context.Context, c *cluster.Cluster, namespace, name string, ki
 func get(ctx context.Context, c *cluster.Cluster, namespace, kind, name string) (Workload, error) {
 	apps := c.Kube.AppsV1()
 	switch kind {
-	case Deployment:
+	case lease.Deployment:
 		d, err := apps.Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return Workload{}, err
 		}
 		return fromDeployment(d), nil
-	case StatefulSet:
+	case lease.StatefulSet:
 		s, err := apps.StatefulSets(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return Workload{}, err
@@ -218,15 +216,15 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 }
 
 func fromDeployment(d *appsv1.Deployment) Workload {
-	return Workload{Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels}
+	return Workload{lease.Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels}
 }
 
 func fromStatefulSet(s *appsv1.StatefulSet) Workload {
-	return Workload{StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels}
+	return Workload{lease.StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels}
 }
 
 func fromReplicaSet(r *appsv1.ReplicaSet) Workload {
-	return Workload{ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels}
+	return Workload{lease.ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels}
 }
 
 // wanted: the API's default is one.
@@ -241,7 +239,7 @@ func wanted(n *int32) int32 {
 // resource) do not stand in the way.
 func owner(o metav1.Object) string {
 	if ref := metav1.GetControllerOf(o); ref != nil {
-		if _, ok := kindOf(ref.Kind); ok {
+		if slices.Contains(Kinds, ref.Kind) {
 			return ref.Kind + "/" + ref.Name
 		}
 	}

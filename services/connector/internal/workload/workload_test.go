@@ -11,9 +11,13 @@ import (
 	"berth.dev/services/connector/internal/cluster"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 )
 
 func container(name string, ports ...corev1.ContainerPort) corev1.Container {
@@ -92,8 +96,8 @@ func TestToPod(t *testing.T) {
 }
 
 func TestContainerAndNames(t *testing.T) {
-	one := Workload{Kind: Deployment, Name: "web", Replicas: 1, Containers: []corev1.Container{container("app")}}
-	two := Workload{Kind: Deployment, Name: "web", Replicas: 1, Containers: []corev1.Container{container("app"), container("proxy")}}
+	one := Workload{Kind: lease.Deployment, Name: "web", Replicas: 1, Containers: []corev1.Container{container("app")}}
+	two := Workload{Kind: lease.Deployment, Name: "web", Replicas: 1, Containers: []corev1.Container{container("app"), container("proxy")}}
 	if c, err := one.Container(""); err != nil || c.Name != "app" {
 		t.Errorf("%v, %v", c.Name, err)
 	}
@@ -120,7 +124,7 @@ func TestContainerAndNames(t *testing.T) {
 	}
 	none := one
 	none.Replicas = 0
-	if f := none.Obstacle(); f == nil || !strings.Contains(f.Hint, "kubectl scale") {
+	if f := none.Obstacle(lease.Replace); f == nil || !strings.Contains(f.Hint, "kubectl scale") {
 		t.Errorf("%v", f)
 	}
 }
@@ -131,19 +135,30 @@ func TestFind(t *testing.T) {
 	yes := true
 	owned := meta("frontend-v1-abc")
 	owned.OwnerReferences = []metav1.OwnerReference{{Kind: "Deployment", Name: "frontend-v1", Controller: &yes}}
+	by := func(name, kind, owner string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: meta(name)}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: owner, Controller: &yes}}
+		return p
+	}
+	web := tmpl
+	web.Labels = map[string]string{"app": "web"}
 	c := &cluster.Cluster{Server: "https://dev", Kube: fake.NewClientset(
-		&appsv1.Deployment{ObjectMeta: meta("frontend-v1"), Spec: appsv1.DeploymentSpec{Template: tmpl}},
+		&appsv1.Deployment{ObjectMeta: meta("frontend-v1"), Spec: appsv1.DeploymentSpec{Template: web}},
 		&appsv1.Deployment{ObjectMeta: meta("db"), Spec: appsv1.DeploymentSpec{Template: tmpl}},
 		&appsv1.StatefulSet{ObjectMeta: meta("db"), Spec: appsv1.StatefulSetSpec{Template: tmpl}},
 		&appsv1.ReplicaSet{ObjectMeta: owned, Spec: appsv1.ReplicaSetSpec{Template: tmpl}},
 		&appsv1.ReplicaSet{ObjectMeta: meta("alone"), Spec: appsv1.ReplicaSetSpec{Template: tmpl}},
+		&appsv1.DaemonSet{ObjectMeta: meta("logger")}, by("logger-x", "DaemonSet", "logger"),
+		&batchv1.Job{ObjectMeta: meta("migrate")}, &batchv1.CronJob{ObjectMeta: meta("nightly")}, &corev1.ReplicationController{ObjectMeta: meta("old")},
+		&corev1.Pod{ObjectMeta: meta("lonely")}, by("frontend-v1-abc-x", "ReplicaSet", "frontend-v1-abc"), by("db-0", "StatefulSet", "db"), by("kubelets", "Node", "node-1"),
+		&corev1.Service{ObjectMeta: meta("shop"), Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}}}, &corev1.Service{ObjectMeta: meta("by-hand")},
 	)}
 	ctx := context.Background()
 	for ref, want := range map[string]string{
 		"frontend-v1": "Deployment/frontend-v1", "deploy/frontend-v1": "Deployment/frontend-v1",
 		"sts/db": "StatefulSet/db", "Deployment/db": "Deployment/db", "alone": "ReplicaSet/alone",
 	} {
-		if w, err := Find(ctx, c, "shop", ref); err != nil || w.Title() != want {
+		if w, err := Find(ctx, c, "shop", ref, lease.Replace); err != nil || w.Title() != want {
 			t.Errorf("%s: %s, %v", ref, w.Title(), err)
 		}
 	}
@@ -153,18 +168,49 @@ func TestFind(t *testing.T) {
 	}{
 		"db":          {fault.InvalidArgument, "Deployment/db, StatefulSet/db"},
 		"frontend":    {fault.NotFound, "near it: frontend-v1"},
-		"job/x":       {fault.InvalidArgument, "no kind of workload"},
+		"rollout/x":   {fault.InvalidArgument, "no kind of workload"},
 		"sts/frontnd": {fault.NotFound, "frontend-v1"},
+		"sts/alone":   {fault.NotFound, "no StatefulSet named alone, but ReplicaSet/alone"},
+
+		"logger":             {fault.FailedPrecondition, "DaemonSet/logger cannot be engaged: each of its pods is its node's only one"},
+		"ds/logger":          {fault.FailedPrecondition, "a Deployment, StatefulSet or ReplicaSet can"},
+		"ds/loger":           {fault.NotFound, "no DaemonSet named loger, and one could not be engaged"},
+		"migrate":            {fault.FailedPrecondition, "Job/migrate cannot be engaged"},
+		"jobs.batch/migrate": {fault.FailedPrecondition, "Job/migrate cannot be engaged"},
+		"nightly":            {fault.FailedPrecondition, "CronJob/nightly cannot be engaged"},
+		"rc/old":             {fault.FailedPrecondition, "ReplicationController/old cannot be engaged"},
+		"lonely":             {fault.FailedPrecondition, "Pod/lonely cannot be engaged: no workload controls it"},
+		"pod/logger-x":       {fault.FailedPrecondition, "Pod/logger-x belongs to DaemonSet/logger, which cannot be engaged: each"},
+		"frontend-v1-abc-x":  {fault.FailedPrecondition, "belongs to Deployment/frontend-v1: engage that one"},
+		"po/db-0":            {fault.FailedPrecondition, "belongs to StatefulSet/db: engage that one"},
+		"po/kubelets":        {fault.FailedPrecondition, "belongs to Node/node-1, which cannot be engaged"},
+		"svc/shop":           {fault.FailedPrecondition, "Service/shop is no workload, but leads to Deployment/frontend-v1: engage that"},
+		"by-hand":            {fault.FailedPrecondition, "Service/by-hand cannot be engaged"},
 	} {
-		if _, err := Find(ctx, c, "shop", ref); fault.CodeOf(err) != want.code || !strings.Contains(err.Error(), want.says) {
+		if _, err := Find(ctx, c, "shop", ref, lease.Replace); fault.CodeOf(err) != want.code || !strings.Contains(err.Error(), want.says) {
 			t.Errorf("%s: %v, want %s %q", ref, err, want.code, want.says)
 		}
+	}
+	for ref, want := range map[string]string{"svc/shop": "ctl wiretap Deployment/frontend-v1", "po/db-0": "ctl wiretap StatefulSet/db", "logger": "ctl list -n shop"} {
+		if _, err := Find(ctx, c, "shop", ref, lease.Wiretap); fault.From(err).Hint != want {
+			t.Errorf("%s: hint %q, want %q", ref, fault.From(err).Hint, want)
+		}
+	}
+	// Who may not look has it refused by what he calls it, or as unknown.
+	c.Kube.(*fake.Clientset).PrependReactor("get", "daemonsets", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(appsv1.Resource("daemonsets"), "logger", nil)
+	})
+	if _, err := Find(ctx, c, "shop", "ds/logger", lease.Replace); !strings.Contains(fmt.Sprint(err), "DaemonSet/logger cannot be engaged") {
+		t.Error(err)
+	}
+	if _, err := Find(ctx, c, "shop", "logger", lease.Replace); fault.CodeOf(err) != fault.NotFound {
+		t.Error(err)
 	}
 	all, err := List(ctx, c, "shop")
 	if err != nil || len(all) != 4 {
 		t.Fatalf("%v, %v", all, err)
 	}
-	if w, err := Find(ctx, c, "shop", "frontend-v1-abc"); err != nil || w.Obstacle() == nil || w.Obstacle().Hint != "ctl replace Deployment/frontend-v1" {
-		t.Errorf("%v %v", w.Obstacle(), err)
+	if w, err := Find(ctx, c, "shop", "frontend-v1-abc", lease.Replace); err != nil || w.Obstacle(lease.Replace) == nil || w.Obstacle(lease.Replace).Hint != "ctl replace Deployment/frontend-v1" {
+		t.Errorf("%v %v", w.Obstacle(lease.Replace), err)
 	}
 }

@@ -33,7 +33,7 @@ func (c *Controller) reconcile(ctx context.Context, k Key) error {
 	w, err := resolve(ctx, c.client, k)
 	if errors.Is(err, errKind) {
 		for _, e := range engs {
-			if err := c.fail(ctx, e, &failure{message: err.Error(), hint: "engage a Deployment, StatefulSet or ReplicaSet"}); err != nil {
+			if err := c.fail(ctx, e, &failure{message: err.Error(), hint: "ctl list"}); err != nil {
 				return err
 			}
 		}
