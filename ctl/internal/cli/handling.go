@@ -416,7 +416,7 @@ func (h *handling) see(e event.Envelope) {
 		}
 	}
 	if f, ok := event.Decode[event.PodsChanged](e); ok {
-		step("pods changed", "%s", strings.Join(f.Pods, " "))
+		step("pods changed", "%s", cmp.Or(strings.Join(f.Pods, " "), "none is left"))
 	}
 	if f, ok := event.Decode[event.CopiesLost](e); ok {
 		step("copies lost", "of %d connections or requests", f.Connections)

@@ -39,6 +39,7 @@ type Workload struct {
 	Volumes               []corev1.Volume
 	Owner                 string            // kind/name of the workload that controls it
 	Labels                map[string]string // of its pods
+	Paused                bool              // a Deployment that was paused before it had a ReplicaSet: nobody creates a pod
 }
 
 // Title is kind/name.
@@ -60,7 +61,9 @@ func (w Workload) Obstacle(verb lease.Kind) *fault.Error {
 	case w.Owner != "":
 		return fault.New(fault.FailedPrecondition, instead(verb, w.Owner), "%s belongs to %s: engage that one", w.Title(), w.Owner)
 	case w.Replicas == 0:
-		return fault.New(fault.FailedPrecondition, fmt.Sprintf("kubectl scale %s --replicas 1 -n %s", strings.ToLower(w.Title()), w.Namespace), "%s is scaled to 0: it has no pod whose place could be taken", w.Title())
+		return fault.New(fault.FailedPrecondition, fmt.Sprintf("kubectl scale %s --replicas 1 -n %s", strings.ToLower(w.Title()), w.Namespace), "%s is scaled to 0: it has no pod to engage", w.Title())
+	case w.Paused:
+		return fault.New(fault.FailedPrecondition, fmt.Sprintf("kubectl rollout resume %s -n %s", strings.ToLower(w.Title()), w.Namespace), "%s is paused, and was so before it had a pod: nobody creates one", w.Title())
 	}
 	return nil
 }
@@ -146,7 +149,13 @@ func get(ctx context.Context, c *cluster.Cluster, namespace, kind, name string) 
 		if err != nil {
 			return Workload{}, err
 		}
-		return fromDeployment(d), nil
+		w := fromDeployment(d)
+		if d.Spec.Paused {
+			// Who may not see them has it engaged: the manager looks too.
+			sets, err := apps.ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+			w.Paused = err == nil && !hasReplicaSet(d, sets.Items)
+		}
+		return w, nil
 	case lease.StatefulSet:
 		s, err := apps.StatefulSets(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
@@ -168,6 +177,8 @@ func get(ctx context.Context, c *cluster.Cluster, namespace, kind, name string) 
 func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload, error) {
 	apps := c.Kube.AppsV1()
 	var lists [3][]Workload
+	var paused []*appsv1.Deployment
+	var sets []appsv1.ReplicaSet
 	var errs [3]error
 	var g errgroup.Group
 	g.Go(func() error {
@@ -175,6 +186,9 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 		if errs[0] = err; err == nil {
 			for i := range l.Items {
 				lists[0] = append(lists[0], fromDeployment(&l.Items[i]))
+				if l.Items[i].Spec.Paused {
+					paused = append(paused, &l.Items[i])
+				}
 			}
 		}
 		return nil
@@ -191,6 +205,7 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 	g.Go(func() error {
 		l, err := apps.ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
 		if errs[2] = err; err == nil {
+			sets = l.Items
 			for i := range l.Items {
 				if w := fromReplicaSet(&l.Items[i]); w.Owner == "" {
 					lists[2] = append(lists[2], w)
@@ -210,21 +225,30 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 			return nil, cluster.Explain(err, c.Server, "", cluster.Right{Verb: "list", Group: "apps", Resource: resourceOf(Kinds[i]), Namespace: namespace})
 		}
 	}
+	for _, d := range paused {
+		i := slices.IndexFunc(lists[0], func(w Workload) bool { return w.Name == d.Name })
+		lists[0][i].Paused = errs[2] == nil && !hasReplicaSet(d, sets)
+	}
 	all := slices.Concat(lists[0], lists[1], lists[2])
 	slices.SortStableFunc(all, func(a, b Workload) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
 }
 
 func fromDeployment(d *appsv1.Deployment) Workload {
-	return Workload{lease.Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels}
+	return Workload{lease.Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels, false}
 }
 
 func fromStatefulSet(s *appsv1.StatefulSet) Workload {
-	return Workload{lease.StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels}
+	return Workload{lease.StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels, false}
 }
 
 func fromReplicaSet(r *appsv1.ReplicaSet) Workload {
-	return Workload{lease.ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels}
+	return Workload{lease.ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels, false}
+}
+
+// hasReplicaSet reports whether one of sets is the Deployment's.
+func hasReplicaSet(d *appsv1.Deployment, sets []appsv1.ReplicaSet) bool {
+	return slices.ContainsFunc(sets, func(r appsv1.ReplicaSet) bool { return metav1.IsControlledBy(&r, d) })
 }
 
 // wanted: the API's default is one.

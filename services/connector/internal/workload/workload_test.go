@@ -3,6 +3,7 @@ package workload
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,6 +136,8 @@ func TestFind(t *testing.T) {
 	yes := true
 	owned := meta("frontend-v1-abc")
 	owned.OwnerReferences = []metav1.OwnerReference{{Kind: "Deployment", Name: "frontend-v1", Controller: &yes}}
+	halted := meta("halted-abc")
+	halted.OwnerReferences = []metav1.OwnerReference{{Kind: "Deployment", Name: "halted", UID: "halted", Controller: &yes}}
 	by := func(name, kind, owner string) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: meta(name)}
 		p.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: owner, Controller: &yes}}
@@ -148,6 +151,9 @@ func TestFind(t *testing.T) {
 		&appsv1.StatefulSet{ObjectMeta: meta("db"), Spec: appsv1.StatefulSetSpec{Template: tmpl}},
 		&appsv1.ReplicaSet{ObjectMeta: owned, Spec: appsv1.ReplicaSetSpec{Template: tmpl}},
 		&appsv1.ReplicaSet{ObjectMeta: meta("alone"), Spec: appsv1.ReplicaSetSpec{Template: tmpl}},
+		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "unborn", Namespace: "shop", UID: "unborn"}, Spec: appsv1.DeploymentSpec{Paused: true, Template: tmpl}},
+		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "halted", Namespace: "shop", UID: "halted"}, Spec: appsv1.DeploymentSpec{Paused: true, Template: tmpl}},
+		&appsv1.ReplicaSet{ObjectMeta: halted, Spec: appsv1.ReplicaSetSpec{Template: tmpl}},
 		&appsv1.DaemonSet{ObjectMeta: meta("logger")}, by("logger-x", "DaemonSet", "logger"),
 		&batchv1.Job{ObjectMeta: meta("migrate")}, &batchv1.CronJob{ObjectMeta: meta("nightly")}, &corev1.ReplicationController{ObjectMeta: meta("old")},
 		&corev1.Pod{ObjectMeta: meta("lonely")}, by("frontend-v1-abc-x", "ReplicaSet", "frontend-v1-abc"), by("db-0", "StatefulSet", "db"), by("kubelets", "Node", "node-1"),
@@ -196,6 +202,23 @@ func TestFind(t *testing.T) {
 			t.Errorf("%s: hint %q, want %q", ref, fault.From(err).Hint, want)
 		}
 	}
+	all, err := List(ctx, c, "shop")
+	if err != nil || len(all) != 6 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	for ref, paused := range map[string]bool{"unborn": true, "halted": false} {
+		w, err := Find(ctx, c, "shop", ref, lease.Intercept)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(all, func(o Workload) bool { return o.Name == ref })
+		for _, w := range []Workload{w, all[i]} {
+			o := w.Obstacle(lease.Intercept)
+			if (o != nil) != paused || paused && (o.Hint != "kubectl rollout resume deployment/unborn -n shop" || !strings.Contains(o.Message, "is paused")) {
+				t.Errorf("%s: %v", ref, o)
+			}
+		}
+	}
 	// Who may not look has it refused by what he calls it, or as unknown.
 	c.Kube.(*fake.Clientset).PrependReactor("get", "daemonsets", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(appsv1.Resource("daemonsets"), "logger", nil)
@@ -205,10 +228,6 @@ func TestFind(t *testing.T) {
 	}
 	if _, err := Find(ctx, c, "shop", "logger", lease.Replace); fault.CodeOf(err) != fault.NotFound {
 		t.Error(err)
-	}
-	all, err := List(ctx, c, "shop")
-	if err != nil || len(all) != 4 {
-		t.Fatalf("%v, %v", all, err)
 	}
 	if w, err := Find(ctx, c, "shop", "frontend-v1-abc", lease.Replace); err != nil || w.Obstacle(lease.Replace) == nil || w.Obstacle(lease.Replace).Hint != "ctl replace Deployment/frontend-v1" {
 		t.Errorf("%v %v", w.Obstacle(lease.Replace), err)

@@ -52,7 +52,7 @@ func (c *Controller) besides(ctx context.Context, k Key, w *workload, m *memory,
 		if err := c.fallBack(ctx, k, w, r); err != nil {
 			return false, err
 		}
-		if r.e.status.Phase != lease.Active && r.e.status.Phase != lease.Prepared {
+		if !r.e.reached() {
 			c.queue.Add(k)
 			return false, nil
 		}
@@ -342,7 +342,7 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *mem
 	if f == nil && st.Phase != lease.Active && e.status.Sidecar() {
 		f = c.diagnose(ctx, k, w, m, e, s, pods)
 	} else if f == nil && (st.Phase == lease.Pending || st.Phase == lease.Prepared && !complete) {
-		f = c.diagnoseBeside(k, e, pods, agents, readyPods, lasts)
+		f = c.diagnoseBeside(ctx, k, w, e, pods, agents, readyPods, lasts)
 	}
 	lasts.forget()
 	if f != nil && st.Phase != lease.Active {
@@ -406,12 +406,12 @@ func (p *patience) forget() {
 
 // diagnoseBeside says why an engagement does not get on, once that has lasted too
 // long to mend itself.
-func (c *Controller) diagnoseBeside(k Key, e *engagement, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent, readyPods int, p *patience) *failure {
+func (c *Controller) diagnoseBeside(ctx context.Context, k Key, w *workload, e *engagement, pods map[string]*corev1.Pod, agents map[string][]*hub.Agent, readyPods int, p *patience) *failure {
 	if readyPods == 0 {
-		if p.lasts("ready", patienceReady) {
-			return &failure{fmt.Sprintf("no pod of %s is Ready", k.Workload()), fmt.Sprintf("kubectl -n %s describe %s", k.Namespace, strings.ToLower(k.Workload()))}
+		if f := podless(k, w); f != nil { // scaled to 0 since the engagement was made
+			return nil
 		}
-		return nil
+		return c.diagnoseUnready(ctx, k, w, e, pods, p)
 	}
 	for _, pod := range pods {
 		if !ready(pod) || pod.DeletionTimestamp != nil || pick(agents[string(pod.UID)], e) != nil {
@@ -448,6 +448,55 @@ func (c *Controller) diagnoseBeside(k Key, e *engagement, pods map[string]*corev
 		}
 	}
 	return nil
+}
+
+// diagnoseUnready says why no pod of the workload is Ready, of which one is enough.
+// What most likely mends itself has the whole time: an app may crash until what it
+// needs is there.
+func (c *Controller) diagnoseUnready(ctx context.Context, k Key, w *workload, e *engagement, pods map[string]*corev1.Pod, p *patience) *failure {
+	late := p.lasts("ready", patienceReady)
+	none := fmt.Sprintf("no pod of %s is Ready", k.Workload())
+	if len(pods) == 0 {
+		why := w.failure
+		if k.Kind == lease.StatefulSet {
+			why = c.createFailure(ctx, k, e)
+		}
+		if why != "" && p.lasts("create", patienceCreate) {
+			return &failure{none + ", for the cluster refuses them: " + why, describe(k)}
+		}
+	}
+	for _, pod := range pods {
+		hint := fmt.Sprintf("kubectl -n %s describe pod %s", k.Namespace, pod.Name)
+		if msg := unschedulable(pod); msg != "" && p.lasts("schedule "+pod.Name, patienceSchedule) {
+			return &failure{fmt.Sprintf("%s: pod %s finds no node: %s", none, pod.Name, msg), hint}
+		}
+		for _, cs := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+			f, limit := c.container(&cs, "", pod.Name, hint)
+			if f == nil {
+				continue
+			}
+			if crashes(cs) {
+				limit = patienceReady
+			}
+			if p.lasts(cs.Name+" "+pod.Name, limit) || late {
+				return &failure{none + ": " + f.message, f.hint}
+			}
+		}
+	}
+	if late {
+		return &failure{none, describe(k)}
+	}
+	return nil
+}
+
+// crashes reports whether a container is between two attempts.
+func crashes(cs corev1.ContainerStatus) bool {
+	return cs.State.Waiting != nil && cs.State.Waiting.Reason == "CrashLoopBackOff"
+}
+
+// describe is the command that shows what Kubernetes says of the workload.
+func describe(k Key) string {
+	return fmt.Sprintf("kubectl -n %s describe %s", k.Namespace, strings.ToLower(k.Workload()))
 }
 
 // endBeside ends the engagements beside containers that are to end: their agents

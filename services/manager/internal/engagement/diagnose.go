@@ -3,9 +3,9 @@ package engagement
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
+	"berth.dev/lease"
 	"berth.dev/services/manager/internal/inject"
 	"berth.dev/services/manager/internal/swap"
 
@@ -45,11 +45,11 @@ func (c *Controller) diagnose(ctx context.Context, k Key, w *workload, m *memory
 	}()
 	if !s.Swapped() {
 		why := w.failure
-		if k.Kind == "StatefulSet" {
+		if k.Kind == lease.StatefulSet {
 			why = c.createFailure(ctx, k, e)
 		}
 		if why != "" && lasts("create", patienceCreate) {
-			return &failure{fmt.Sprintf("the cluster refuses the pod with the agent: %s", why), fmt.Sprintf("kubectl -n %s describe %s", k.Namespace, strings.ToLower(k.Workload()))}
+			return &failure{fmt.Sprintf("the cluster refuses the pod with the agent: %s", why), describe(k)}
 		}
 	}
 	agent := e.spec.Container
@@ -90,7 +90,7 @@ func (c *Controller) container(cs *corev1.ContainerStatus, agentName, pod, hint 
 		if agent {
 			return &failure{fmt.Sprintf("the agent's image %s cannot be pulled for pod %s: %s", c.image, pod, wait.Message), "ctl install --image <an image that the nodes can pull>"}, patienceImage
 		}
-		return &failure{fmt.Sprintf("the image of container %s of the new pod %s cannot be pulled: %s", cs.Name, pod, wait.Message), hint}, patienceImage
+		return &failure{fmt.Sprintf("the image of container %s of pod %s cannot be pulled: %s", cs.Name, pod, wait.Message), hint}, patienceImage
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff":
 		who := "container " + cs.Name
 		if agent {

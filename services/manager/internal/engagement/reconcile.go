@@ -137,8 +137,9 @@ func check(k Key, w *workload, e *engagement) *failure {
 		return &failure{"no port is given for the " + string(e.spec.Kind), "ctl " + string(e.spec.Kind) + " " + e.spec.Workload + " --port PORT"}
 	case e.spec.Kind != lease.Replace && !e.spec.Beside():
 		return &failure{fmt.Sprintf("this manager does not know engagements of kind %q", e.spec.Kind), "ctl install"}
-	case w.replicas == 0:
-		return &failure{k.Workload() + " has no replicas: there is no pod to take the place of", fmt.Sprintf("kubectl -n %s scale %s --replicas=1", k.Namespace, strings.ToLower(k.Workload()))}
+	}
+	if f := podless(k, w); f != nil && !e.reached() {
+		return f
 	}
 	if _, err := e.spec.Filter.Normal(); err != nil {
 		return &failure{err.Error(), "ctl intercept --help"}
@@ -151,6 +152,19 @@ func check(k Key, w *workload, e *engagement) *failure {
 		names = append(names, ctr.Name)
 	}
 	return &failure{fmt.Sprintf("%s has no container %q: it has %s", k.Workload(), e.spec.Container, strings.Join(names, ", ")), "ctl list"}
+}
+
+// podless says why there is no pod to engage, nor will be one by itself. Where an
+// engagement was made already it is no reason to end it: it waits for the next pod.
+func podless(k Key, w *workload) *failure {
+	what := strings.ToLower(k.Workload())
+	switch {
+	case w.replicas == 0:
+		return &failure{k.Workload() + " is scaled to 0: it has no pod to engage", fmt.Sprintf("kubectl -n %s scale %s --replicas=1", k.Namespace, what)}
+	case w.paused:
+		return &failure{k.Workload() + " is paused, and was so before it had a pod: nobody creates one", fmt.Sprintf("kubectl -n %s rollout resume %s", k.Namespace, what)}
+	}
+	return nil
 }
 
 func (c *Controller) fail(ctx context.Context, e *engagement, f *failure) error {

@@ -74,7 +74,7 @@ func nameless(w *workload, e *engagement) (lease.Port, bool) {
 // traffic, the port's name is given to the agent instead.
 func (c *Controller) fallBack(ctx context.Context, k Key, w *workload, r *refusal) error {
 	e := r.e
-	if e.status.Phase == lease.Active || e.status.Phase == lease.Prepared {
+	if e.reached() {
 		c.log.Warn("a pod takes no agent", "engagement", e.spec.ID, "err", r.why)
 		return nil // not for one pod's sake
 	}

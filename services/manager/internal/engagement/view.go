@@ -135,6 +135,11 @@ func (e *engagement) key() Key {
 	return Key{e.lease.Namespace, e.spec.WorkloadKind, e.spec.Workload}
 }
 
+// reached reports whether the engagement has once been made.
+func (e *engagement) reached() bool {
+	return e.status.Phase == lease.Prepared || e.status.Phase == lease.Active
+}
+
 // running reports whether the connector says that the handler runs.
 func (e *engagement) running() bool {
 	return e.lease.Annotations[lease.AnnotationHandler] == lease.HandlerRun

@@ -32,6 +32,7 @@ type workload struct {
 	why      string // for the method, for people
 	ordered  bool
 	failure  string // why the last pod could not be created, as its controller says
+	paused   bool   // it is a Deployment that was paused before it had a ReplicaSet: nobody creates a pod
 	services []corev1.Service
 }
 
@@ -122,6 +123,7 @@ func (w *workload) deployment(ctx context.Context, c kubernetes.Interface, k Key
 			}
 		}
 	}
+	w.paused = d.Spec.Paused && len(w.owners) == 0
 	return nil
 }
 
