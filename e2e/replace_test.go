@@ -11,6 +11,7 @@ import (
 
 	"berth.dev/e2e/rig"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -258,21 +259,32 @@ func TestReplaceOfWhatCannotRun(t *testing.T) {
 	apply(t, "testdata/broken.yaml")
 	ctl := rig.NewCtl(t, cluster)
 	connect(t, ctl)
-	p := begin(t, ctl, "replace", "broken", "--docker-run", "--", probeImage, "says", "handler", "7041")
-	says(t, "handler", "http://broken")
-	ctl.Must(t, "leave", "broken")
-	p.Wait(t, time.Minute)
-	rig.Eventually(t, time.Minute, "its own pod is all that there is", func(ctx context.Context) (bool, string) {
-		l, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=broken"})
-		if err != nil {
-			return false, err.Error()
-		}
-		saw := ""
-		for _, pod := range l.Items {
-			saw += pod.Name + " " + pod.Spec.Containers[0].Image + "\n"
-		}
-		return len(l.Items) == 1 && l.Items[0].Spec.Containers[0].Image == "berth-e2e-nowhere:latest", saw
-	})
+	for name, replicas := range map[string]int{"broken": 1, "broken-set": 3} {
+		t.Run(name, func(t *testing.T) {
+			pods := func(ctx context.Context) ([]corev1.Pod, error) {
+				l, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
+				return l.Items, err
+			}
+			p := begin(t, ctl, "replace", name, "--docker-run", "--", probeImage, "says", "handler", "7041")
+			says(t, "handler", "http://"+name)
+			if l, err := pods(t.Context()); err != nil || len(l) != replicas {
+				t.Errorf("%d pods, %v; want %d", len(l), err, replicas)
+			}
+			ctl.Must(t, "leave", name)
+			p.Wait(t, time.Minute)
+			rig.Eventually(t, time.Minute, "its own pod is all that there is", func(ctx context.Context) (bool, string) {
+				l, err := pods(ctx)
+				if err != nil {
+					return false, err.Error()
+				}
+				saw := ""
+				for _, pod := range l {
+					saw += pod.Name + " " + pod.Spec.Containers[0].Image + "\n"
+				}
+				return len(l) == 1 && l[0].Spec.Containers[0].Image == "berth-e2e-nowhere:latest", saw
+			})
+		})
+	}
 	leases, err := cluster.Kube.CoordinationV1().Leases("default").List(t.Context(), metav1.ListOptions{LabelSelector: "berth.dev/kind"})
 	if err != nil {
 		t.Fatal(err)

@@ -186,7 +186,7 @@ func (c *Controller) podsOf(k Key, w *workload) map[string]*corev1.Pod {
 
 // state is the planner's view of the workload.
 func (c *Controller) state(k Key, w *workload, m *memory, e *engagement, sidecars []inject.Sidecar, pods map[string]*corev1.Pod) swap.State {
-	s := swap.State{Method: w.method, Ordered: w.ordered, Replicas: w.replicas}
+	s := swap.State{Method: w.method, Ordered: w.ordered, First: w.first, Replicas: w.replicas}
 	// Until the handler has the traffic the app is behind the agents.
 	needed := e != nil && !c.switched(e)
 	var arrived func(uid string) bool

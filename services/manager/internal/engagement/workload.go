@@ -31,6 +31,7 @@ type workload struct {
 	method   swap.Method
 	why      string // for the method, for people
 	ordered  bool
+	first    int    // a StatefulSet's lowest ordinal
 	failure  string // why the last pod could not be created, as its controller says
 	paused   bool   // it is a Deployment that was paused before it had a ReplicaSet: nobody creates a pod
 	services []corev1.Service
@@ -155,6 +156,9 @@ func (w *workload) statefulSet(ctx context.Context, c kubernetes.Interface, k Ke
 	w.replicas, w.template = replicas(s.Spec.Replicas), &s.Spec.Template
 	w.owners[string(s.UID)] = nil
 	w.ordered = s.Spec.PodManagementPolicy != appsv1.ParallelPodManagement
+	if s.Spec.Ordinals != nil {
+		w.first = int(s.Spec.Ordinals.Start)
+	}
 	w.recreate("a StatefulSet's pods are one of a kind")
 	return nil
 }

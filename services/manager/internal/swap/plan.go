@@ -24,7 +24,10 @@
 // StatefulSets, and pods that cannot stand beside their successors: stale pods
 // are deleted. An ordered StatefulSet creates a pod only when all below it are
 // Ready, and an agent without handler is not; so an engagement goes from the
-// highest ordinal to the lowest, and a restoration the other way.
+// highest ordinal to the lowest, and a restoration the other way. A pod that is not
+// created for want of a Ready one below it, whose app cannot run say, is not waited
+// for: it is created, as wanted, when the agents below it are Ready, which they are
+// when the handler runs.
 //
 // # Overdue
 //
@@ -32,7 +35,10 @@
 // are not waited for when an engagement has ended: its agents serve nobody, and go.
 package swap
 
-import "sort"
+import (
+	"slices"
+	"sort"
+)
 
 // Method is how pods are exchanged.
 type Method string
@@ -63,6 +69,7 @@ type State struct {
 	Method   Method
 	Ordered  bool // a StatefulSet that creates its pods one after another
 	Replicas int
+	First    int    // ordinal of the lowest of an ordered StatefulSet's pods
 	Want     string // mark that all pods shall have; "" means none
 	Overdue  bool   // what has ended goes, whatever becomes of what takes its place
 	Pods     []Pod
@@ -121,14 +128,38 @@ func (s State) Swapped() bool {
 	return len(r.stale) == 0 && len(r.fresh) >= s.Replicas
 }
 
-// Arrived reports whether every replica exists and its agent has arrived.
+// Arrived reports whether every replica exists, or will not before the handler
+// runs, and its agent has arrived.
 func (s State) Arrived() bool {
-	for _, p := range s.sort().fresh {
+	r := s.sort()
+	for _, p := range r.fresh {
 		if !p.Arrived {
 			return false
 		}
 	}
-	return s.Swapped()
+	return s.Swapped() || len(r.stale) == 0 && s.blocked(r)
+}
+
+// blocked reports whether an ordered StatefulSet has fewer pods than replicas and
+// creates no other, since one below that is not Ready.
+func (s State) blocked(r sorted) bool {
+	if !s.Ordered || r.leaving > 0 {
+		return false
+	}
+	below := map[int]Pod{}
+	for _, p := range slices.Concat(r.fresh, r.stale) {
+		below[p.Ordinal] = p
+	}
+	for at := s.First; at < s.First+s.Replicas; at++ {
+		p, ok := below[at]
+		if !ok {
+			return false // the next to be created
+		}
+		if !p.Ready {
+			return len(below) < s.Replicas
+		}
+	}
+	return false
 }
 
 // Done reports whether every replica is as wanted and Ready, and nothing else
@@ -243,7 +274,7 @@ func recreate(s State, r sorted) []Action {
 		}
 		return plan
 	}
-	if len(r.stale) == 0 || r.leaving > 0 || len(r.fresh)+len(r.stale) < s.Replicas {
+	if len(r.stale) == 0 || r.leaving > 0 || len(r.fresh)+len(r.stale) < s.Replicas && !s.blocked(r) {
 		return nil
 	}
 	sort.Slice(r.stale, func(i, j int) bool { return r.stale[i].Ordinal < r.stale[j].Ordinal })

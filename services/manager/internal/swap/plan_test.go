@@ -108,6 +108,18 @@ func TestPlan(t *testing.T) {
 			[]Action{{Delete, "s-1"}}, false},
 		{"ordered: a pod is missing",
 			State{Method: Recreate, Ordered: true, Replicas: 2, Want: "e", Pods: []Pod{old("s-0")}}, nil, false},
+		{"ordered, engage: the first cannot run, so that no other is created",
+			State{Method: Recreate, Ordered: true, Replicas: 3, Want: "e", Pods: []Pod{{Name: "s-0"}}},
+			[]Action{{Delete, "s-0"}}, false},
+		{"ordered, engage: the second cannot run, so that the third is not created again",
+			State{Method: Recreate, Ordered: true, Replicas: 3, Want: "e", Pods: []Pod{old("s-0"), {Name: "s-1", Ordinal: 1}}},
+			[]Action{{Delete, "s-1"}}, false},
+		{"ordered, engage: the last is about to be created",
+			State{Method: Recreate, Ordered: true, Replicas: 3, First: 5, Want: "e", Pods: []Pod{
+				set(old("s-5"), func(p *Pod) { p.Ordinal = 5 }), set(old("s-6"), func(p *Pod) { p.Ordinal = 6 })}}, nil, false},
+		{"ordered, restore: a pod is missing, for the agent below it is not Ready any more",
+			State{Method: Recreate, Ordered: true, Replicas: 3, Want: "", Pods: []Pod{agent("s-0"), set(agent("s-1"), func(p *Pod) { p.Ordinal = 1 })}},
+			[]Action{{Delete, "s-0"}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.s.Method == "" {
@@ -120,6 +132,83 @@ func TestPlan(t *testing.T) {
 				t.Errorf("done %v, want %v", tt.s.Done(), tt.done)
 			}
 		})
+	}
+}
+
+// The agents of an ordered StatefulSet have arrived when those have that can come
+// before the handler runs.
+func TestArrivedInOrder(t *testing.T) {
+	agent := func(ordinal int) Pod { return Pod{Mark: "e", Ordinal: ordinal, Arrived: true} }
+	ready := func(p Pod) Pod { p.Ready = true; return p }
+	for _, tt := range []struct {
+		name string
+		pods []Pod
+		want bool
+	}{
+		{"all", []Pod{agent(0), agent(1), agent(2)}, true},
+		{"the first, which is not Ready without the handler", []Pod{agent(0)}, true},
+		{"two, of which the first is Ready", []Pod{ready(agent(0)), agent(1)}, true},
+		{"all but the one that is created next", []Pod{ready(agent(0)), ready(agent(1))}, false},
+		{"all but the lowest, which is created next", []Pod{agent(1), agent(2)}, false},
+		{"the first has not arrived", []Pod{{Mark: "e"}}, false},
+		{"one that is stale", []Pod{{}, agent(1)}, false},
+		{"one that leaves", []Pod{agent(0), {Ordinal: 1, Deleting: true}}, false},
+		{"none", nil, false},
+	} {
+		if got := (State{Method: Recreate, Ordered: true, Replicas: 3, Want: "e", Pods: tt.pods}).Arrived(); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
+// A StatefulSet none of whose own pods can run is replaced pod by pod, has its
+// handler, and is then what it was.
+func TestOrderedOfWhatCannotRun(t *testing.T) {
+	const replicas = 3
+	var pods []Pod
+	// controller is the StatefulSet's: the lowest that is missing is created, if
+	// all below it are Ready.
+	controller := func(mark string) {
+		for at := range replicas {
+			i := slices.IndexFunc(pods, func(p Pod) bool { return p.Ordinal == at })
+			if i < 0 {
+				pods = append(pods, Pod{Name: fmt.Sprintf("s-%d", at), Ordinal: at, Mark: mark})
+				return
+			}
+			if !pods[i].Ready {
+				return
+			}
+		}
+	}
+	controller("")
+	run, over := false, false
+	step := func(want string) State {
+		for i, p := range pods {
+			pods[i].Arrived = p.Mark != ""
+			pods[i].Ready = p.Mark != "" && run
+		}
+		s := State{Method: Recreate, Ordered: true, Replicas: replicas, Want: want, Overdue: over, Pods: slices.Clone(pods)}
+		for _, a := range Plan(s) {
+			pods = slices.DeleteFunc(pods, func(p Pod) bool { return p.Name == a.Pod })
+		}
+		controller(want)
+		return s
+	}
+	for range 20 {
+		if s := step("e"); s.Arrived() {
+			run = true
+		}
+	}
+	if s := step("e"); !s.Done() {
+		t.Fatalf("replaced: %+v", pods)
+	}
+	run = false
+	for i := range 20 {
+		over = i > 3 // its own first pod cannot run, as its status says
+		step("")
+	}
+	if len(pods) != 1 || pods[0].Mark != "" {
+		t.Errorf("restored: %+v", pods)
 	}
 }
 
