@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,18 @@ func TestWiretap(t *testing.T) {
 	rig.Eventually(t, time.Minute, "what a handler loses is counted", func(context.Context) (bool, string) {
 		r := ctl.Run(t, "status")
 		return strings.Count(r.Stdout, "its handler did not take all copies") == 1 && strings.Contains(absent.Output(), "copies lost"), r.String() + absent.Output()
+	})
+	// The filter of an intercept is asked of the same connections.
+	if out, err := cluster.Exec(t.Context(), "default", podOf(t, "echo"), "other", "/probe", "get", "https://frontend-v1:80"); err == nil {
+		t.Errorf("TLS on a port without is answered: %s", out)
+	}
+	rig.Eventually(t, time.Minute, "what has a filter says that something is not HTTP, and what has none does not", func(context.Context) (bool, string) {
+		r := ctl.Run(t, "status")
+		said := ""
+		for _, p := range []*rig.Proc{tap, deaf, absent, alice, nobody, mine} {
+			said += strconv.Itoa(strings.Count(p.Output(), "are not HTTP"))
+		}
+		return said == "000111" && strings.Count(r.Stdout, "are not HTTP") == 3, said + r.String()
 	})
 	for _, p := range []*rig.Proc{tap, deaf, absent, alice, nobody, mine} {
 		if err := p.Signal(os.Interrupt); err != nil {

@@ -219,6 +219,9 @@ type EngagementStatus struct {
 	Why string `json:"why,omitempty"`
 	// Lost is of how many connections a wiretap's handler has not had all copies.
 	Lost int64 `json:"lost,omitempty"`
+	// NotHTTP are the container ports of an engagement with a filter to which
+	// something has come that is not HTTP.
+	NotHTTP []uint16 `json:"notHTTP,omitempty"`
 	// Named: the traffic is not diverted in the pod, but comes to the agent
 	// because the port's name was given to it.
 	Named bool `json:"named,omitempty"`
@@ -307,7 +310,7 @@ const (
 	// MethodAgentServe is how the manager tells an agent beside a container all
 	// that it is to do: AgentServe -> AgentServed.
 	MethodAgentServe = "agent.serve"
-	// MethodAgentLost asks an agent beside a container what wiretaps have lost: {} -> AgentLost.
+	// MethodAgentLost asks an agent beside a container what engagements have not had: {} -> AgentLost.
 	MethodAgentLost = "agent.lost"
 )
 
@@ -321,10 +324,15 @@ type AgentServe struct {
 	Exit bool `json:"exit,omitempty"`
 }
 
-// AgentLost says of how many connections, or requests where there is a filter, an
-// agent has dropped copies since the engagement, by which it is, began there.
+// AgentLost says what engagements, by which it is, have not had of an agent since
+// they began there.
 type AgentLost struct {
+	// Connections, or requests where there is a filter, of which a wiretap's copies
+	// were dropped.
 	Connections map[string]int64 `json:"connections,omitempty"`
+	// NotHTTP are the ports of engagements with a filter to which something has come
+	// that is not HTTP.
+	NotHTTP map[string][]uint16 `json:"notHTTP,omitempty"`
 }
 
 // Served is one engagement that an agent serves.

@@ -311,8 +311,10 @@ type Engagement struct {
 	Why    string `json:"why,omitempty"`
 	// Lost is of how many connections a wiretap's handler has not had all copies; of
 	// requests where it has a filter.
-	Lost  int64     `json:"lost,omitempty"`
-	Since time.Time `json:"since"`
+	Lost int64 `json:"lost,omitempty"`
+	// NotHTTP are the ports of event.NotHTTP, where that has been stated.
+	NotHTTP []event.Port `json:"notHTTP,omitempty"`
+	Since   time.Time    `json:"since"`
 }
 
 // ListWorkloads asks for the workloads of a namespace (default: the connected one).

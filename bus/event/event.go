@@ -345,6 +345,13 @@ type CopiesLost struct {
 	Connections int64 `json:"connections"`
 }
 
+// NotHTTP: connections that are not HTTP (TLS too) have come to these ports of an
+// engagement with a filter, which is for requests: its handler has nothing of them.
+// Stated when the first one comes to a port; Ports are all to which one has come.
+type NotHTTP struct {
+	Ports []Port `json:"ports"`
+}
+
 // Restoring: the engagement is being undone.
 type Restoring struct {
 	Cause string `json:"cause"`

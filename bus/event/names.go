@@ -7,7 +7,7 @@ import "berth.dev/bus/subject"
 func All() []Data {
 	return []Data{
 		ConnectionRequested{}, StagePassed{}, DaemonStarted{}, DaemonExited{}, VIFStarted{}, TunnelOpened{}, TunnelLost{}, InterfaceReady{}, DNSReady{}, VIFFailed{}, VolumesLost{}, Connected{}, HealthChanged{}, ConnectionFailed{}, Disconnected{},
-		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, PortsClosed{}, PortsOpened{}, EngagementActive{}, PodsChanged{}, CopiesLost{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
+		EngagementRequested{}, SecretsReviewed{}, WorkloadPrepared{}, HandlerCreated{}, HandlerFailed{}, HandlerStarted{}, HandlerReady{}, HandlerSwitched{}, SwitchFailed{}, HandlerExited{}, PortsClosed{}, PortsOpened{}, EngagementActive{}, PodsChanged{}, CopiesLost{}, NotHTTP{}, Restoring{}, EngagementEnded{}, EngagementFailed{},
 		BuildStarted{}, BuildStep{}, BuildFinished{}, BuildFailed{},
 		InstallationStep{}, Installed{}, Uninstalled{}, InstallationFailed{},
 	}
@@ -161,6 +161,11 @@ func (PodsChanged) Fact() (subject.Scope, subject.Service, string) {
 // Fact implements Data.
 func (CopiesLost) Fact() (subject.Scope, subject.Service, string) {
 	return subject.Engagement, subject.Connector, "copies-lost"
+}
+
+// Fact implements Data.
+func (NotHTTP) Fact() (subject.Scope, subject.Service, string) {
+	return subject.Engagement, subject.Connector, "not-http"
 }
 
 // Fact implements Data.

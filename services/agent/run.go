@@ -178,7 +178,7 @@ func runBeside(ctx context.Context, cfg config, l *link.Link, log *slog.Logger) 
 			return b.Apply(q), nil
 		})
 		tunnel.Handle(reg, lease.MethodAgentLost, func(context.Context, struct{}) (lease.AgentLost, error) {
-			return lease.AgentLost{Connections: b.Lost()}, nil
+			return lease.AgentLost{Connections: b.Lost(), NotHTTP: b.NotHTTP()}, nil
 		})
 	}
 	live, end := context.WithCancel(context.Background())

@@ -421,12 +421,20 @@ func (h *handling) see(e event.Envelope) {
 	if f, ok := event.Decode[event.CopiesLost](e); ok {
 		step("copies lost", "of %d connections or requests", f.Connections)
 	}
+	if f, ok := event.Decode[event.NotHTTP](e); ok {
+		p.Notice("ctl: %s", notHTTP(f.Ports))
+	}
 	if f, ok := event.Decode[event.Restoring](e); ok {
 		step("restoring", "%s", f.Cause)
 	}
 	if f, ok := event.Decode[event.EngagementEnded](e); ok {
 		step("restored", "%s", f.Cause)
 	}
+}
+
+// notHTTP says that an engagement's filter does not apply to what comes to ports.
+func notHTTP(of []event.Port) string {
+	return "connections that are not HTTP without TLS come to port " + ports(of) + ": the handler has nothing of them, for the filter is for requests; without a filter it has all"
 }
 
 // waitingAfter is how long a handler may take to be ready before it is said that

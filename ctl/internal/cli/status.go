@@ -147,6 +147,9 @@ func (a *App) printStatus(st status) {
 			}
 			a.print.Result("%s (%s): of %d %s its handler did not take all copies", e.Name, e.ID, e.Lost, what)
 		}
+		if len(e.NotHTTP) > 0 {
+			a.print.Result("%s (%s): %s", e.Name, e.ID, notHTTP(e.NotHTTP))
+		}
 		if e.Filter != "" {
 			a.print.Result("%s (%s): only HTTP requests with %s", e.Name, e.ID, e.Filter)
 		}

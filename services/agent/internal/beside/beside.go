@@ -359,6 +359,20 @@ func (b *Beside) Lost() map[string]int64 {
 	return all
 }
 
+// NotHTTP are the ports, by engagement, to which something has come that its filter
+// does not apply to, because it is not HTTP.
+func (b *Beside) NotHTTP() map[string][]uint16 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := map[string][]uint16{}
+	for _, d := range b.ports {
+		for _, to := range d.split.NotHTTP() {
+			all[to.Engagement] = append(all[to.Engagement], to.As)
+		}
+	}
+	return all
+}
+
 // Linger is for a pod that is ending: it goes on for at least the time that it
 // takes until nobody sends new connections to it, then until no flow is open, at
 // most until ctx ends; then it gives the traffic back.

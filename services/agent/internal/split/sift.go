@@ -60,9 +60,7 @@ func (s *sifter) run(ctx context.Context) {
 	err := s.requests(ctx)
 	_ = s.in.Close()
 	if errors.Is(err, errNotHTTP) {
-		s.port.unsifted.Do(func() {
-			s.port.log.Info("what is not HTTP comes to a port of wiretaps with filters; they have no copies of it")
-		})
+		s.port.pass(s.port.now.Load().sifted())
 	}
 	linger, stop := context.WithTimeout(ctx, copyLinger)
 	context.AfterFunc(linger, cancel)

@@ -276,7 +276,10 @@ func TestTapsByFilterAtOnce(t *testing.T) {
 	h := &heard{}
 	r := newRig(t, server(t, named("app")))
 	r.handler("tap", server(t, h))
-	r.tap(t, nil, route("tap", "/"))
+	r.tap(t, nil, route("tap", "/"), route("whole"))
+	if got := r.NotHTTP(); len(got) > 0 {
+		t.Errorf("before anything has come: %v", got)
+	}
 	for _, what := range []string{"GET / HTTP/1.1\r\n\r\n", strings.Repeat("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 5)} {
 		c, err := net.Dial("tcp", r.at)
 		if err != nil {
@@ -322,6 +325,13 @@ func TestTapsByFilterNotHTTP(t *testing.T) {
 	h.await(t)
 	if lost := r.Lost()["tap"]; lost > 0 {
 		t.Errorf("%d are counted as lost", lost)
+	}
+	if got := r.NotHTTP(); len(got) != 1 || got[0] != route("tap").To {
+		t.Errorf("had nothing of what is not HTTP: %v", got)
+	}
+	r.tap(t, nil)
+	if got := r.NotHTTP(); len(got) > 0 {
+		t.Errorf("after its end: %v", got)
 	}
 }
 

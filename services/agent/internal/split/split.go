@@ -25,8 +25,10 @@ package split
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -43,19 +45,17 @@ type Port struct {
 	opener port.Opener
 	log    *slog.Logger
 	now    atomic.Pointer[table]
-	raw    sync.Once // it has been said that something was not HTTP
-	// and that wiretaps with filters have no copies of it.
-	unsifted sync.Once
 
-	mu     sync.Mutex
-	own    map[*far]struct{} // connections to handlers, of requests
-	copies map[going]struct{}
-	taps   map[string]*tap // by engagement
+	mu      sync.Mutex
+	own     map[*far]struct{} // connections to handlers, of requests
+	copies  map[going]struct{}
+	taps    map[string]*tap      // by engagement
+	notHTTP map[port.To]struct{} // that have a filter, and something came that is not HTTP
 }
 
 // New is a port of the app all of whose traffic is the app's.
 func New(number uint16, o port.Opener, log *slog.Logger) *Port {
-	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}, copies: map[going]struct{}{}, taps: map[string]*tap{}}
+	p := &Port{number: number, opener: o, log: log.With("port", number), own: map[*far]struct{}{}, copies: map[going]struct{}{}, taps: map[string]*tap{}, notHTTP: map[port.To]struct{}{}}
 	p.Set(nil, nil, nil, nil)
 	return p
 }
@@ -84,6 +84,8 @@ func (p *Port) Set(routes, taps []Route, probes []lease.Probe, node []netip.Addr
 		p.taps[r.To.Engagement] = k
 		t.taps = append(t.taps, k)
 	}
+	holds := slices.Concat(t.filtering(), t.sifted())
+	maps.DeleteFunc(p.notHTTP, func(to port.To, _ struct{}) bool { return !slices.Contains(holds, to) })
 	p.mu.Unlock()
 	p.now.Store(t)
 	return errs
@@ -146,22 +148,36 @@ func (p *Port) Sort(ctx context.Context, c *net.TCPConn) (end peek.End, to port.
 	case isOver:
 		return nil, port.To{}, func() { _ = conn.Close() }
 	case isServerFirst:
-		p.say()
+		p.pass(t.filtering())
 		return nil, port.To{}, func() {
 			defer context.AfterFunc(ctx, func() { _ = conn.Close(); _ = far.Close() })()
 			_, _, _ = tunnel.Relay(conn.Whole(), far.Whole())
 		}
 	default:
-		p.say()
+		p.pass(t.filtering())
 		return p.whole(ctx, conn)
 	}
 }
 
-// say says once that filters do not apply to all that comes.
-func (p *Port) say() {
-	p.raw.Do(func() {
-		p.log.Info("what is not HTTP comes to a port with filters; it goes on as a whole")
-	})
+// pass notes that something has come that is not HTTP, of which these engagements
+// have nothing, since they have a filter.
+func (p *Port) pass(by []port.To) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, to := range by {
+		if _, known := p.notHTTP[to]; !known {
+			p.notHTTP[to] = struct{}{}
+			p.log.Info("what is not HTTP comes to a port of an engagement with a filter, which has nothing of it", "engagement", to.Engagement)
+		}
+	}
+}
+
+// NotHTTP are the engagements with a filter that had nothing of what has come,
+// because it is not HTTP.
+func (p *Port) NotHTTP() []port.To {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.notHTTP))
 }
 
 // whole is for a connection that is not looked into any further.

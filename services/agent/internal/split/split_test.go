@@ -199,6 +199,9 @@ func TestNotHTTP(t *testing.T) {
 			t.Errorf("%q: %q", say, got)
 		}
 	}
+	if got := r.NotHTTP(); len(got) != 1 || got[0] != route("alice").To {
+		t.Errorf("had nothing of it: %v", got)
+	}
 	c, err := net.Dial("tcp", r.at)
 	if err != nil {
 		t.Fatal(err)

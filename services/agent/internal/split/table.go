@@ -61,6 +61,24 @@ func (t *table) sifting() []*tap {
 	return out
 }
 
+// sifted are those whose wiretaps have a filter.
+func (t *table) sifted() []port.To {
+	var out []port.To
+	for _, k := range t.sifting() {
+		out = append(out, k.to)
+	}
+	return out
+}
+
+// filtering are those that have requests by a filter.
+func (t *table) filtering() []port.To {
+	var out []port.To
+	for _, r := range t.routes {
+		out = append(out, r.To)
+	}
+	return out
+}
+
 // filtered reports whether requests have to be looked at.
 func (t *table) filtered() bool { return len(t.routes) > 0 }
 

@@ -79,6 +79,7 @@ const (
 	TrafficDiverted  On = "traffic diverted"  // the Lease's status (manager)
 	PodsChanged      On = "pods changed"      // the Lease's status (manager)
 	CopiesLost       On = "copies lost"       // the Lease's status (manager)
+	NotHTTP          On = "not HTTP"          // the Lease's status (manager)
 	ManagerFailed    On = "manager failed"    // the Lease's status (manager)
 	LeaseGone        On = "lease gone"        // the Lease is deleted
 	HandlerCreated   On = "handler created"   // fact (runner)
@@ -129,6 +130,7 @@ const (
 	SayActive    Say = "active"
 	SayPods      Say = "pods-changed"
 	SayLost      Say = "copies-lost"
+	SayNotHTTP   Say = "not-http"
 	SaySwitched  Say = "handler-switched"
 	SayVacant    Say = "switch-failed"
 	SayRestoring Say = "restoring"
@@ -178,7 +180,8 @@ type State struct {
 	Mode      If // Attach, Detached or Caller
 	Ports     []event.Port
 	Pods      []string
-	Lost      int64 // connections of which a wiretap's copies were lost
+	Lost      int64        // connections of which a wiretap's copies were lost
+	NotHTTP   []event.Port // see event.NotHTTP
 	Method    string
 	Why       string // see event.WorkloadPrepared
 	Handler   string // container's name
@@ -245,6 +248,8 @@ func (s State) learn(in Input) State {
 		}
 	case CopiesLost:
 		s.Lost = in.Lost
+	case NotHTTP:
+		s.NotHTTP = in.Ports
 	case HandlerCreated:
 		s.Handler, s.HandlerID, s.Published = in.Container, in.ID, in.Published
 	case SwitchAsked:

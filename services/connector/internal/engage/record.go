@@ -29,6 +29,8 @@ func (s State) Fact(say Say) event.Data {
 		return event.PodsChanged{Pods: s.Pods}
 	case SayLost:
 		return event.CopiesLost{Connections: s.Lost}
+	case SayNotHTTP:
+		return event.NotHTTP{Ports: s.NotHTTP}
 	case SayRestoring:
 		return event.Restoring{Cause: s.Cause}
 	case SayEnd:
@@ -52,7 +54,7 @@ func (s State) Record() command.Engagement {
 		ID: s.ID, Name: s.Requested.Name, Connection: s.Requested.Connection, Kind: s.Requested.Kind,
 		Namespace: s.Requested.Namespace, WorkloadKind: s.Requested.WorkloadKind, Workload: s.Requested.Workload, Container: s.Requested.Container,
 		Phase: s.Stage.Phase(), Filter: s.Requested.Filter, Handler: s.Handler, Published: s.Published,
-		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Lost: s.Lost, Since: s.Since,
+		Ports: slices.Clone(s.Ports), Pods: slices.Clone(s.Pods), Method: s.Method, Why: s.Why, Lost: s.Lost, NotHTTP: slices.Clone(s.NotHTTP), Since: s.Since,
 	}
 }
 

@@ -35,6 +35,7 @@ var Table = []Row{
 	{in(Running), TrafficDiverted, Always, SayActive, nil, Active},
 	{in(Active), PodsChanged, Always, SayPods, nil, Active},
 	{in(Active), CopiesLost, Always, SayLost, nil, Active},
+	{in(Active), NotHTTP, Always, SayNotHTTP, nil, Active},
 
 	// Another handler takes the place of the one there is. New connections wait
 	// meanwhile; where it fails, for somebody who asks again.
@@ -49,6 +50,8 @@ var Table = []Row{
 	{in(Switching), SwitchFailed, Always, SayVacant, does(StopOld), Vacant},
 	{in(Switching), PodsChanged, Always, SayPods, nil, Switching},
 	{in(Vacant), PodsChanged, Always, SayPods, nil, Vacant},
+	{in(Switching), NotHTTP, Always, SayNotHTTP, nil, Switching},
+	{in(Vacant), NotHTTP, Always, SayNotHTTP, nil, Vacant},
 
 	// The ways to end.
 	{alone, HandlerExited, Always, SayRestoring, undo, Restoring},

@@ -3,6 +3,7 @@ package engagements
 import (
 	"slices"
 
+	"berth.dev/bus/event"
 	"berth.dev/bus/fault"
 	"berth.dev/lease"
 	"berth.dev/services/connector/internal/engage"
@@ -27,6 +28,7 @@ type reader struct {
 	phase               lease.Phase
 	pods                []string
 	lost                int64
+	notHTTP             int // ports
 }
 
 // read returns what is new in a version of the Lease; nil is its end.
@@ -53,6 +55,7 @@ func (r *reader) read(obj *coordv1.Lease) []engage.Input {
 	moved := !slices.Equal(pods, r.pods)
 	r.phase, r.pods = st.Phase, pods
 	in := engage.Input{Pods: pods, Ports: eventPorts(st.Ports), Method: st.Method, Why: st.Why}
+	var all []engage.Input
 	switch {
 	case changed && st.Phase == lease.Prepared:
 		in.On = engage.WorkloadPrepared
@@ -60,9 +63,6 @@ func (r *reader) read(obj *coordv1.Lease) []engage.Input {
 		in.On = engage.TrafficDiverted
 	case moved && st.Phase == lease.Active:
 		in.On = engage.PodsChanged
-	case st.Lost > r.lost && st.Phase == lease.Active:
-		r.lost = st.Lost
-		in.On, in.Lost = engage.CopiesLost, st.Lost
 	case changed && st.Phase == lease.Failed:
 		msg := st.Error
 		if msg == "" {
@@ -73,8 +73,21 @@ func (r *reader) read(obj *coordv1.Lease) []engage.Input {
 			hint = "kubectl describe pods -n " + r.namespace
 		}
 		in.On, in.Error = engage.ManagerFailed, fault.New(fault.FailedPrecondition, hint, "%s", msg)
-	default:
-		return nil
 	}
-	return []engage.Input{in}
+	if in.On != "" {
+		all = append(all, in)
+	}
+	if st.Phase != lease.Active {
+		return all
+	}
+	if st.Lost > r.lost {
+		r.lost = st.Lost
+		all = append(all, engage.Input{On: engage.CopiesLost, Lost: st.Lost})
+	}
+	if len(st.NotHTTP) > r.notHTTP {
+		r.notHTTP = len(st.NotHTTP)
+		of := slices.DeleteFunc(slices.Clone(in.Ports), func(p event.Port) bool { return p.Protocol != "TCP" || !slices.Contains(st.NotHTTP, p.Container) })
+		all = append(all, engage.Input{On: engage.NotHTTP, Ports: of})
+	}
+	return all
 }

@@ -50,6 +50,25 @@ func TestReader(t *testing.T) {
 	if strings.Join(got, ", ") != "copies lost2, copies lost5" {
 		t.Errorf("%q", got)
 	}
+	// Of several changes in one version each is told.
+	some := func(lost int64, pods []lease.PodStatus, ports ...uint16) *coordv1.Lease {
+		st := lease.EngagementStatus{Phase: lease.Active, Lost: lost, Pods: pods, NotHTTP: ports,
+			Ports: []lease.Port{{Container: 80, Handler: 3000, Protocol: "TCP"}, {Container: 443, Protocol: "TCP"}, {Container: 443, Protocol: "UDP"}}}
+		return &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: lease.Marshal(st)}}}
+	}
+	r, got = reader{phase: lease.Active, pods: []string{}}, nil
+	for _, obj := range []*coordv1.Lease{some(0, nil), some(1, []lease.PodStatus{{Name: "a", Agent: true}}, 443), some(1, []lease.PodStatus{{Name: "a", Agent: true}}, 443), some(1, nil, 80, 443)} {
+		for _, in := range r.read(obj) {
+			s := string(in.On)
+			if in.On == engage.NotHTTP {
+				s += fmt.Sprint(in.Ports)
+			}
+			got = append(got, s)
+		}
+	}
+	if strings.Join(got, ", ") != "pods changed, copies lost, not HTTP[{443 443 TCP }], pods changed, not HTTP[{80 3000 TCP } {443 443 TCP }]" {
+		t.Errorf("%q", got)
+	}
 	bad := &coordv1.Lease{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{lease.AnnotationState: "{"}}}
 	if in := (&reader{}).read(bad); len(in) != 1 || in[0].On != engage.ManagerFailed {
 		t.Errorf("%+v", in)

@@ -335,8 +335,9 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *mem
 	default:
 		st.Phase = lease.Pending
 	}
-	if e.spec.Kind == lease.Wiretap {
-		st.Lost = max(e.status.Lost, c.lost(ctx, e))
+	st.Lost, st.NotHTTP = e.status.Lost, e.status.NotHTTP
+	if e.spec.Splits() {
+		c.lost(ctx, e, &st)
 	}
 	lasts := m.patience(e.spec.ID)
 	if f == nil && st.Phase != lease.Active && e.status.Sidecar() {
@@ -355,18 +356,21 @@ func (c *Controller) judgeBeside(ctx context.Context, k Key, w *workload, m *mem
 	return complete && (st.Phase == lease.Active && active || st.Phase == lease.Prepared && !e.running()), c.setStatus(ctx, e, st)
 }
 
-// lost asks the agents of a wiretap of how many connections they have dropped
-// copies. One that does not answer counts next time.
-func (c *Controller) lost(ctx context.Context, e *engagement) (n int64) {
+// lost asks the agents of an engagement that shares its ports what that has not
+// had. One that does not answer counts next time.
+func (c *Controller) lost(ctx context.Context, e *engagement, st *lease.EngagementStatus) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
+	n, ports := int64(0), slices.Clone(st.NotHTTP)
 	for _, a := range c.hub.Agents(e.spec.ID) {
 		got, err := tunnel.Call[struct{}, lease.AgentLost](ctx, a.Session, lease.MethodAgentLost, struct{}{})
 		if err == nil {
 			n += got.Connections[e.spec.ID]
+			ports = append(ports, got.NotHTTP[e.spec.ID]...)
 		}
 	}
-	return n
+	slices.Sort(ports)
+	st.Lost, st.NotHTTP = max(st.Lost, n), slices.Compact(ports)
 }
 
 // patience counts for how long what is wrong has been so.
