@@ -49,8 +49,9 @@ func TestEngineRestart(t *testing.T) {
 			up := time.Now()
 			quick("ps", "-a")
 			quick("volume", "ls")
-			if r := p.Wait(t, time.Minute); r.Code == 0 {
-				t.Errorf("want an exit code that tells of the end: %v", r)
+			r := p.Wait(t, time.Minute)
+			if r.Code == 0 || !strings.Contains(r.Stderr, "Docker Engine") || !strings.Contains(r.Stderr, "try: ctl connect --docker, then this command again") {
+				t.Errorf("want it said why it has ended, and what to do: %v", r)
 			}
 			ctl.Must(t, "connect", "--docker")
 			if out := quick("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}"); out != "telemount:latest true" {
@@ -64,7 +65,7 @@ func TestEngineRestart(t *testing.T) {
 			if got, err := cluster.Exec(t.Context(), "default", podOf(t, "vols"), "app", "/probe", "cat", "/data/from-init"); err != nil || got != "hello" {
 				t.Errorf("the workload's own container: %q, %v", got, err)
 			}
-			r := ctl.Must(t, "ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/etc/frontend-secret/token")
+			r = ctl.Must(t, "ingest", "frontend-v1", "--docker-run", "--", probeImage, "cat", "/etc/frontend-secret/token")
 			if !strings.Contains(r.Stdout, "canary") {
 				t.Errorf("%v", r)
 			}

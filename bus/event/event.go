@@ -352,6 +352,10 @@ type NotHTTP struct {
 	Ports []Port `json:"ports"`
 }
 
+// ConnectorStopped is the cause of the end of all that connector holds when it is
+// told to end: its container was stopped, or the Docker Engine.
+const ConnectorStopped = "connector was stopped"
+
 // Restoring: the engagement is being undone.
 type Restoring struct {
 	Cause string `json:"cause"`

@@ -20,13 +20,8 @@ func NewID(prefix string) string {
 }
 
 // ErrLost is the cause of a wait that ended because the bus is lost: the
-// connector, in which it runs, is dead.
-var ErrLost = errors.New("the bus is lost: the connector died")
-
-// Lost is ErrLost as a fault.
-func Lost() error {
-	return fault.New(fault.Unavailable, "ctl quit --all", "%v", ErrLost)
-}
+// connector, in which it runs, is dead, or who it was reached through.
+var ErrLost error = fault.New(fault.Unavailable, "ctl status", "the connector has not answered for %v: it was killed, or the Docker Engine was stopped or restarted", bus.GiveUp)
 
 // WithBus is a context that ends when the bus is lost, with the cause ErrLost.
 func WithBus(ctx context.Context, conn *bus.Conn) (context.Context, context.CancelFunc) {
@@ -50,7 +45,7 @@ func Follow(ctx context.Context, conn *bus.Conn, tail *bus.Tail, see func(event.
 		env, err := tail.Next(ctx)
 		switch {
 		case errors.Is(context.Cause(ctx), ErrLost):
-			return Lost()
+			return ErrLost
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil:

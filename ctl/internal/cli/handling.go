@@ -40,7 +40,7 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 		return err
 	}
 	h := &handling{app: a, s: s, daemon: rec.Daemon, message: f.message, until: f.wait, start: time.Now(), ran: make(chan struct{}), ready: make(chan struct{}), ask: func() {}, kill: func() {}}
-	h.eng = engagement.New(s.conn, h.see)
+	h.eng, h.workload = engagement.New(s.conn, h.see), workload
 	args, err = f.fitHost(s.at, args)
 	if err != nil {
 		return err
@@ -85,16 +85,18 @@ func (a *App) engage(ctx context.Context, workload string, f *engageFlags, args 
 // handling is an engagement and what this machine does for it, on their way to
 // their end.
 type handling struct {
-	app     *App
-	s       *session
-	eng     *engagement.Session
-	docker  client.APIClient // nil without a handler in a container
-	daemon  string           // the daemon container
-	message string
-	until   string // what is waited for before the traffic comes (--wait)
-	start   time.Time
-	ports   []event.Port  // from WorkloadPrepared on; see's alone
-	ready   chan struct{} // closed with HandlerReady
+	app      *App
+	s        *session
+	eng      *engagement.Session
+	workload string           // as the user has named it
+	gone     error            // why the engine did not answer; to be used by wait alone
+	docker   client.APIClient // nil without a handler in a container
+	daemon   string           // the daemon container; empty where the machine itself is connected
+	message  string
+	until    string // what is waited for before the traffic comes (--wait)
+	start    time.Time
+	ports    []event.Port  // from WorkloadPrepared on; see's alone
+	ready    chan struct{} // closed with HandlerReady
 
 	ran  chan struct{} // closed when the local half has ended: Docker's run command, or the holding
 	code int           // from here on: to be read after ran
@@ -259,11 +261,15 @@ func (h *handling) wait(ctx context.Context) error {
 				break
 			}
 			if err := h.close(cause); err != nil {
-				return errors.Join(h.verdictOfRun(), err)
+				return h.unasked(err)
 			}
 		case <-detached:
-			if err := h.close("detached"); err != nil {
-				return errors.Join(h.verdictOfRun(), err)
+			cause := "detached"
+			if h.engineGone() {
+				cause = "the Docker Engine does not answer"
+			}
+			if err := h.close(cause); err != nil {
+				return h.unasked(err)
 			}
 		case <-ended:
 			ended = nil
@@ -299,6 +305,15 @@ func (h *handling) wait(ctx context.Context) error {
 			return h.verdict(true)
 		}
 	}
+}
+
+// unasked is the end of a command that could not ask for the engagement's: nobody
+// answers any more, or it was refused.
+func (h *handling) unasked(err error) error {
+	if fault.CodeOf(err) == fault.Unavailable {
+		return h.cutOff(false)
+	}
+	return errors.Join(h.verdictOfRun(), err)
 }
 
 // forgetEnvironment removes the files with the environment. Where the local half
@@ -339,7 +354,16 @@ func (h *handling) stop() {
 // than what became of the handler.
 func (h *handling) verdict(ran bool) error {
 	if h.eng.Opened() {
-		if err := h.eng.Outcome(); err != nil {
+		err := h.eng.Outcome()
+		switch {
+		case errors.Is(err, busclient.ErrLost):
+			return h.cutOff(false)
+		case err == nil && h.eng.Stopped():
+			return h.cutOff(true)
+		case fault.CodeOf(err) == fault.Unavailable && (h.eng.Stopped() || h.gone != nil):
+			return h.cutOff(false) // what could not be undone, could not for that reason
+		}
+		if err != nil {
 			if code := handlerrun.StartCode(err.Error()); code != 0 {
 				render.Error(h.app.Stderr, "ctl", err)
 				return exit(code) // docker run's
@@ -351,6 +375,40 @@ func (h *handling) verdict(ran bool) error {
 		return fault.New(fault.Unavailable, "docker ps --filter label="+workspace.LabelComponent+"=handler", "the engagement has ended, but its handler does not")
 	}
 	return h.verdictOfRun()
+}
+
+// cutOff is the end of an engagement whose connector has ended: why, as far as that
+// is known, what becomes of the workload, and how to go on. told: connector has
+// said that the workload is restored.
+func (h *handling) cutOff(told bool) error {
+	why, with := "the connector does not answer any more: it was killed", ", or the Docker Engine was stopped or restarted"
+	if h.eng.Stopped() {
+		why, with = "the connector was stopped", ", alone or with the Docker Engine"
+	}
+	connect := "ctl connect"
+	if h.daemon != "" {
+		why, connect = why+with, connect+" --docker"
+	}
+	if h.engineGone() {
+		why = fmt.Sprintf("the Docker Engine does not answer, or did not: %v", h.gone)
+	}
+	what := h.workload + " is restored"
+	if !told {
+		what = fmt.Sprintf("the cluster restores %s by itself, within %v, when its lease is not renewed", h.workload, lease.Duration)
+	}
+	return fault.New(fault.Unavailable, connect+", then this command again", "%s; %s", why, what)
+}
+
+// engineGone reports whether the engine of the handler's container does not answer,
+// or did not when it was asked before.
+func (h *handling) engineGone() bool {
+	if h.docker == nil || h.gone != nil {
+		return h.gone != nil
+	}
+	ctx, cancel := context.WithTimeout(h.app.sig.Second, answerWithin)
+	defer cancel()
+	_, h.gone = h.docker.Ping(ctx)
+	return h.gone != nil
 }
 
 func (h *handling) verdictOfRun() error {

@@ -37,6 +37,7 @@ type Session struct {
 	last    event.Envelope
 	err     error // why there is no terminal fact
 	closing bool
+	stopped bool   // connector was
 	handler string // its container's ID
 }
 
@@ -179,6 +180,11 @@ func (s *Session) follow(ctx context.Context) {
 			s.mu.Unlock()
 			offer(s.created, c)
 		}
+		if r, ok := event.Decode[event.Restoring](e); ok {
+			s.mu.Lock()
+			s.stopped = r.Cause == event.ConnectorStopped
+			s.mu.Unlock()
+		}
 		if f, ok := event.Decode[event.WorkloadPrepared](e); ok {
 			offer(s.prepared, f)
 		}
@@ -231,6 +237,14 @@ func (s *Session) Close(ctx context.Context, cause string) error {
 	}
 	_, err := bus.Call(ctx, s.conn, command.EngagementClose, "", command.CloseEngagement{ID: s.id, Cause: cause})
 	return err
+}
+
+// Stopped reports whether the engagement ends because its connector was stopped,
+// which nobody who looks at the engagement has asked for.
+func (s *Session) Stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
 }
 
 // Outcome is what the end was: nil where the workload is restored as it should

@@ -93,7 +93,7 @@ func Run(ctx context.Context, o Options) error {
 	stop()
 	s.installations.stop()
 	within, cancel := context.WithTimeout(context.Background(), closeTime)
-	s.connections.CloseAll(within, "connector ended")
+	s.connections.CloseAll(within, event.ConnectorStopped)
 	cancel()
 	s.engagements.Wait()
 	end()

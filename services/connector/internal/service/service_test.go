@@ -182,7 +182,7 @@ func TestReplaceEndings(t *testing.T) {
 		{"the lease is taken away", func(r *rig) {
 			_ = r.kube.Tracker().Delete(leases, "shop", "berth-deployment-web-app")
 		}, "restoring handler-exited failed", "is gone", `"exitCode":143`},
-		{"connector ends", func(r *rig) { r.stop() }, "restoring handler-exited ended", `"cause":"connector ended"`, `"exitCode":143`},
+		{"connector ends", func(r *rig) { r.stop() }, "restoring handler-exited ended", `"cause":"connector was stopped"`, `"exitCode":143`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
