@@ -206,9 +206,63 @@ type told struct {
 	lost chan string
 }
 
+func (d told) Release(t door.Target) {
+	if d.Dialer != nil {
+		d.Dialer.Release(t)
+	}
+}
+
 func (d told) Lost(_ context.Context, t door.Target, cause string) error {
 	d.lost <- t.Engagement + " " + cause
 	return nil
+}
+
+// silent is a door that never answers; it says how each caller ended.
+type silent struct {
+	told
+	asked chan struct{}
+	ended chan error
+}
+
+func (d silent) Token(ctx context.Context, _ door.Target) (string, error) {
+	d.asked <- struct{}{}
+	<-ctx.Done()
+	d.ended <- ctx.Err()
+	return "", ctx.Err()
+}
+
+// An engine that starts again after a crash ends the uses of the volumes that it
+// had, and removes them. It does not wait until the plugin, which mounts them again
+// meanwhile, has given up a door that is gone.
+func TestUnwantedIsNotMountedAgain(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		end  func(*volume.Set) error
+	}{
+		{"unmount", func(vs *volume.Set) error { return vs.Unmount("v", "1") }},
+		{"remove", func(vs *volume.Set) error { return vs.Remove("v") }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			const state = `{"v":{"spec":{"engagement":"e","door":"192.0.2.1:1","pin":"p","path":"/data","timeout":1000000000},"ids":{"1":true}}}`
+			if err := os.WriteFile(root+"/state.json", []byte(state), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d := silent{told{nil, make(chan string, 10)}, make(chan struct{}, 1), make(chan error, 1)}
+			vs, err := volume.Open(root, root+"/state.json", d, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer vs.Close()
+			<-d.asked
+			if err := c.end(vs); err != nil {
+				t.Error(err)
+			}
+			if err := <-d.ended; err != context.Canceled {
+				t.Errorf("it was waited for the door until %v", err)
+			}
+		})
+	}
 }
 
 // Whose volumes are lost is told once for each engagement: when the plugin ends

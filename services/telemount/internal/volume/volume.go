@@ -73,6 +73,9 @@ type entry struct {
 
 	lock sync.Mutex // while mounting and unmounting
 	m    *mount.Mount
+	// giveUp ends Open's attempt to mount again, which holds lock as long as the
+	// door is away.
+	giveUp context.CancelFunc
 	// lost are the uses whose mount went with a process that was killed; guarded by
 	// Set.mu.
 	lost map[string]bool
@@ -130,11 +133,14 @@ func Open(root, state string, dial Dialer, log *slog.Logger) (*Set, error) {
 			continue
 		}
 		e.lost = maps.Clone(e.IDs)
+		again, giveUp := context.WithCancel(ctx)
+		e.giveUp = giveUp
 		log.Warn("this plugin was killed while the volume was in use: the containers that use it have to be restarted", "volume", name, "uses", len(e.lost))
 		s.work.Go(func() { // the engine must not wait for a cluster that is away
+			defer giveUp()
 			e.lock.Lock()
 			defer e.lock.Unlock()
-			if err := s.mount(ctx, name, e); err != nil {
+			if err := s.mount(again, name, e); err != nil {
 				log.Warn("mount again", "volume", name, "err", err)
 			}
 		})
@@ -339,6 +345,7 @@ func (s *Set) Remove(name string) error {
 	if err != nil {
 		return err
 	}
+	e.unwanted()
 	e.lock.Lock()
 	defer e.lock.Unlock()
 	if err := s.unmount(name, e); err != nil {
@@ -411,18 +418,36 @@ func (s *Set) Unmount(name, id string) error {
 	if err != nil {
 		return err
 	}
-	e.lock.Lock()
-	defer e.lock.Unlock()
 	s.mu.Lock()
 	delete(e.IDs, id)
 	delete(e.lost, id)
 	last := len(e.IDs) == 0
 	err = s.save()
 	s.mu.Unlock()
-	if last {
-		err = errors.Join(err, s.unmount(name, e))
+	if !last {
+		return err
 	}
-	return err
+	e.unwanted()
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	if s.used(e) { // again: who mounts meanwhile
+		return err
+	}
+	return errors.Join(err, s.unmount(name, e))
+}
+
+func (s *Set) used(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(e.IDs) > 0
+}
+
+// unwanted ends an attempt to mount again what nobody uses any more: an engine that
+// starts removes what it had, and would wait for a door that is gone.
+func (e *entry) unwanted() {
+	if e.giveUp != nil {
+		e.giveUp()
+	}
 }
 
 // mount mounts; e.lock is held.
