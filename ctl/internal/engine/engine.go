@@ -92,7 +92,7 @@ func Open(ctx context.Context) (*Engine, error) {
 	if err != nil {
 		return nil, fault.At("Docker", fault.New(fault.FailedPrecondition, "docker context ls", "choose the Docker Engine: %v", err))
 	}
-	e := &Engine{API: api, Host: hostOf(api)}
+	e := &Engine{API: remembering{api}, Host: hostOf(api)}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	ping, err := api.Ping(ctx)

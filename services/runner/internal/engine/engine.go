@@ -35,7 +35,7 @@ type Options struct {
 
 // Engine is the Docker Engine as one workspace uses it.
 type Engine struct {
-	API       *client.Client
+	API       client.APIClient
 	Workspace string
 	Version   string
 	// Image is what daemon containers and other containers of Berth's own run.
@@ -49,16 +49,16 @@ type Engine struct {
 // default the socket), negotiates the API version and finds runner's own
 // container. An engine that does not answer is an Unavailable fault.
 func Open(ctx context.Context, o Options) (*Engine, error) {
-	api, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
+	c, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	if err != nil {
 		return nil, fmt.Errorf("make the docker client: %w", err)
 	}
-	e := &Engine{API: api, Workspace: o.Workspace, Version: o.Version, Image: o.Image, Log: o.Log}
-	if _, err := api.Ping(ctx); err != nil {
-		return nil, errors.Join(Fault(err, "reach the Docker Engine"), api.Close())
+	e := &Engine{API: remembering{c}, Workspace: o.Workspace, Version: o.Version, Image: o.Image, Log: o.Log}
+	if _, err := c.Ping(ctx); err != nil {
+		return nil, errors.Join(Fault(err, "reach the Docker Engine"), c.Close())
 	}
 	if err := e.findSelf(ctx); err != nil {
-		return nil, errors.Join(err, api.Close())
+		return nil, errors.Join(err, c.Close())
 	}
 	return e, nil
 }
