@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -16,7 +17,8 @@ import (
 // Options of a client.
 type Options struct {
 	// Dial opens a byte stream to the server. It is called again for as long as
-	// the client lives, and should return soon after its context ends.
+	// the client lives, and should return soon after its context ends. After an
+	// error that is [ErrGone] it is not: calls fail from then on.
 	Dial func(context.Context) (net.Conn, error)
 	// Token of the engagement.
 	Token string
@@ -29,6 +31,9 @@ type Options struct {
 	// client. After a reconnection it gets one for the whole tree.
 	OnEvent func(Event)
 }
+
+// ErrGone is Dial's error when the server will not come back.
+var ErrGone = errors.New("the file server has gone for good")
 
 // Refused is a server's answer to a hello that it does not accept.
 type Refused struct {
@@ -187,6 +192,10 @@ func (c *Client) run(conn net.Conn, info Info) {
 			cancel()
 			if err == nil {
 				break
+			}
+			if errors.Is(err, ErrGone) {
+				c.expire()
+				return
 			}
 			select {
 			case <-c.ctx.Done():

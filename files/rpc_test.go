@@ -3,12 +3,14 @@ package files
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -52,7 +54,9 @@ func (r *rig) restart() {
 
 func (r *rig) client(o Options) *Client {
 	r.t.Helper()
-	o.Dial = r.Dial
+	if o.Dial == nil {
+		o.Dial = r.Dial
+	}
 	if o.Token == "" {
 		o.Token = "secret"
 	}
@@ -321,6 +325,25 @@ func TestAwayTooLong(t *testing.T) {
 			t.Fatal("never back")
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A server that has gone for good is not waited for.
+func TestGone(t *testing.T) {
+	r := newRig(t)
+	var gone atomic.Bool
+	c := r.client(Options{Timeout: time.Hour, Dial: func(ctx context.Context) (net.Conn, error) {
+		if gone.Load() {
+			return nil, fmt.Errorf("dial: %w", ErrGone)
+		}
+		return r.Dial(ctx)
+	}})
+	gone.Store(true)
+	r.Cut()
+	for range 2 {
+		if _, err := c.Stat(ctx, ""); err != syscall.EIO {
+			t.Error(err)
+		}
 	}
 }
 

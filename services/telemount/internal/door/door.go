@@ -6,7 +6,8 @@
 //
 // What may mend itself (nobody listens, the pod is away) is tried again until
 // the caller's context ends; what does not (another key, an engagement that is
-// over) fails at once.
+// over) fails at once. So does a door that has said goodbye: vif has ended, and the
+// next one has another key.
 //
 // A [Dialer] may be used concurrently: one opens the session while the others
 // wait.
@@ -59,6 +60,7 @@ type shared struct {
 
 	// Guarded by Dialer.mu:
 	session *tunnel.Session
+	gone    bool // the door has said goodbye
 	// uses are calls under way, and streams that have not been closed here. What
 	// the session counts is no measure: its streams end some time after that.
 	uses int
@@ -192,7 +194,12 @@ func (d *Dialer) session(ctx context.Context, t Target) (*tunnel.Session, error)
 	}
 	d.mu.Lock()
 	s := x.session
+	x.gone = x.gone || s != nil && errors.Is(s.Err(), tunnel.ErrClosedByPeer)
+	gone := x.gone
 	d.mu.Unlock()
+	if gone {
+		return nil, fmt.Errorf("the daemon container has ended: %w", files.ErrGone)
+	}
 	if s != nil && s.Err() == nil {
 		return s, nil
 	}
@@ -234,6 +241,8 @@ func permanent(err error) bool {
 	var said *tunnel.RPCError
 	var refused *tunnel.RefusedError
 	switch {
+	case errors.Is(err, files.ErrGone):
+		return true
 	case errors.As(err, &pin), errors.As(err, &version), errors.As(err, &said):
 		return true
 	case errors.As(err, &refused):

@@ -25,6 +25,7 @@ type vif struct {
 	away     atomic.Bool
 	sessions atomic.Int64 // ever let in
 	live     chan *tunnel.Session
+	conns    chan net.Conn // of those
 	lost     chan files.LostRequest
 }
 
@@ -37,7 +38,7 @@ func newVIF(t *testing.T, key tunnel.Pin) *vif {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vif{t: t, id: id, key: key, addr: l.Addr().String(), live: make(chan *tunnel.Session, 100), lost: make(chan files.LostRequest, 10)}
+	v := &vif{t: t, id: id, key: key, addr: l.Addr().String(), live: make(chan *tunnel.Session, 100), conns: make(chan net.Conn, 100), lost: make(chan files.LostRequest, 10)}
 	t.Cleanup(func() {
 		l.Close()
 		for len(v.live) > 0 {
@@ -68,6 +69,7 @@ func (v *vif) serve(c net.Conn) {
 	}
 	v.sessions.Add(1)
 	v.live <- s
+	v.conns <- c
 	var reg tunnel.Registry
 	tunnel.Handle(&reg, files.MethodToken, func(_ context.Context, q files.TokenRequest) (files.TokenAnswer, error) {
 		if q.Engagement != "e" {
@@ -195,11 +197,25 @@ func TestWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	(<-v.live).Close() // vif is killed and comes back
+	(<-v.conns).Close() // without a goodbye
 	if c, err := d.Dial(t.Context(), v.target()); err != nil {
 		t.Errorf("after the session was cut: %v", err)
 	} else {
 		c.Close()
+	}
+}
+
+// A door that has said goodbye is not waited for: it has ended for good.
+func TestGoodbye(t *testing.T) {
+	d, v := bench(t)
+	c, err := d.Dial(t.Context(), v.target())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	(<-v.live).Close()
+	if _, err := d.Dial(t.Context(), v.target()); !errors.Is(err, files.ErrGone) {
+		t.Errorf("got %v", err)
 	}
 }
 
