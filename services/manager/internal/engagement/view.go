@@ -50,6 +50,7 @@ type View struct {
 	pods      corelisters.PodLister
 	leaseInf  cache.SharedIndexInformer
 	podInf    cache.SharedIndexInformer
+	arrivals  arrivals
 	overlayMu sync.Mutex
 	overlay   map[string]*corev1.Pod // by UID: what our own writes returned, until the informer has it
 	statuses  map[string]lease.EngagementStatus
@@ -66,6 +67,8 @@ func NewView(client kubernetes.Interface, namespace string, key proof.Key, log *
 	v.leases = v.leaseFac.Coordination().V1().Leases().Lister()
 	v.podInf = v.factory.Core().V1().Pods().Informer()
 	v.pods = v.factory.Core().V1().Pods().Lister()
+	// The informer, which is new, refuses no handler.
+	_, _ = v.leaseInf.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { v.arrivals.tell() }})
 	return v
 }
 
@@ -228,13 +231,34 @@ func (v *View) connected(id string) bool {
 	return l != nil && l.DeletionTimestamp == nil && v.left(l) > 0
 }
 
+// leaseComesWithin is how long a client is let wait for its Lease to come. It is
+// within what the client grants the handshake.
+const leaseComesWithin = 3 * time.Second
+
+// awaitConnection returns a connection's Lease, or nil if none comes. A client dials
+// while its Lease is being created, and would otherwise have to come again.
+func (v *View) awaitConnection(ctx context.Context, id string) *coordinationv1.Lease {
+	ctx, cancel := context.WithTimeout(ctx, leaseComesWithin)
+	defer cancel()
+	for {
+		next := v.arrivals.next()
+		if l := v.connection(id); l != nil {
+			return l
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // Connection implements tunnelserver.Cluster.
 func (v *View) Connection(ctx context.Context, id string) (lease.ConnectionSpec, error) {
 	gone := &tunnel.RPCError{Code: "not_found", Message: fmt.Sprintf("there is no live connection %q here: its lease is gone or was not renewed", id), Hint: "ctl connect"}
-	l := v.connection(id)
+	l := v.awaitConnection(ctx, id)
 	if l == nil {
-		// A client dials as soon as it has created its Lease; the informer may
-		// not have seen it yet.
+		// Perhaps the informer lags behind.
 		var err error
 		l, err = v.client.CoordinationV1().Leases(v.namespace).Get(ctx, lease.ConnectionName(id), metav1.GetOptions{})
 		if err != nil || l.Labels[lease.LabelKind] != lease.KindConnection {

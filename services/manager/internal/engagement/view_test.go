@@ -89,6 +89,36 @@ func TestWhatEndsAnEngagement(t *testing.T) {
 	})
 }
 
+// A client may come before its Lease, and waits for it; who has none is told so.
+func TestConnectionAwaitsItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := view(t)
+		came := connection("c")
+		came.Annotations = map[string]string{lease.AnnotationSpec: lease.Marshal(lease.ConnectionSpec{Name: "dev"})}
+		begun := time.Now()
+		go func() {
+			time.Sleep(leaseComesWithin / 3)
+			v.arrivals.tell() // of another one
+			time.Sleep(leaseComesWithin / 3)
+			if err := v.leaseInf.GetIndexer().Add(came); err != nil {
+				t.Error(err)
+			}
+			v.arrivals.tell()
+		}()
+		spec, err := v.Connection(t.Context(), "c")
+		if waited := time.Since(begun); err != nil || spec.Name != "dev" || waited != 2*(leaseComesWithin/3) {
+			t.Errorf("%+v, %v after %v", spec, err, waited)
+		}
+		begun = time.Now()
+		if _, err := v.Connection(t.Context(), "stranger"); err == nil || !strings.Contains(err.Error(), "no live connection") {
+			t.Errorf("of a stranger: %v", err)
+		}
+		if waited := time.Since(begun); waited != leaseComesWithin {
+			t.Errorf("a stranger waited %v", waited)
+		}
+	})
+}
+
 // The engagement is renewed, its connection is not: it ends with that.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
