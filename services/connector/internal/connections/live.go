@@ -168,33 +168,28 @@ func (l *Live) tell(d event.Data) {
 	}
 }
 
-// carryOut sends a row's commands: those that go forward one after another, as
-// long as each succeeds.
+// carryOut sends a row's commands, all at once: none needs what another brings
+// about.
 func (l *Live) carryOut(do []connection.Do) {
 	if slices.Contains(do, connection.Undo) {
 		l.stop()
 		go l.undo()
 		return
 	}
-	if len(do) == 0 {
-		return
-	}
-	l.work.Go(func() {
-		for _, d := range do {
-			var err error
-			stage := event.StageManager
+	for _, d := range do {
+		l.work.Go(func() {
 			switch d {
 			case connection.CreateLease:
-				err = l.createLease()
+				if err := l.createLease(); err != nil {
+					l.fail(event.StageManager, err)
+				}
 			case connection.OpenTunnel:
-				stage, err = event.StageTunnel, l.openTunnel()
+				if err := l.openTunnel(); err != nil {
+					l.fail(event.StageTunnel, err)
+				}
 			case connection.Watch:
 				l.watchHealth()
 			}
-			if err != nil {
-				l.fail(stage, err)
-				return
-			}
-		}
-	})
+		})
+	}
 }
