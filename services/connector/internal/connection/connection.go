@@ -5,11 +5,13 @@
 // send; [Table] holds every decision.
 //
 // A connection comes up on two tracks at once. One is the daemon's: its
-// container starts, vif in it makes a key and says so (VIFUp). The other is the
-// cluster's: the API server answers, the manager is there, the user has the
-// rights (Checked). When both are there the connection's Lease can be created,
-// which names the keys, and vif be told to open the tunnel; its three parts then
-// stand in any order.
+// container starts, vif in it makes a key and says so (VIFUp), while the container
+// joins the networks that the API server is reached by (DaemonStarted). The other
+// is the cluster's: the API server answers, the manager is there, the user has the
+// rights (Checked). When vif and the cluster are there the connection's Lease can be
+// created, which names the keys; once the networks are joined too, vif is told to
+// open the tunnel, for whose Lease the manager waits. Its three parts then stand in
+// any order.
 //
 // What it promises: exactly one terminal fact; whatever breaks before Connected
 // fails the connection with the stage that it broke at; whatever ends it, all is
@@ -33,6 +35,7 @@ const (
 	Starting  Stage = "starting"  // neither track is through
 	VIFUp     Stage = "vif up"    // vif waits for the cluster
 	Checked   Stage = "checked"   // the cluster waits for vif
+	Joining   Stage = "joining"   // both wait for the daemon container's networks
 	Opening   Stage = "opening"   // vif was told to open the tunnel
 	Connected Stage = "connected" //
 	Closing   Stage = "closing"   // being undone
@@ -58,7 +61,7 @@ type On string
 
 // The inputs. In parentheses: who says so.
 const (
-	DaemonStarted  On = "daemon started"  // fact (runner)
+	DaemonStarted  On = "daemon started"  // fact (runner): it runs, on all its networks
 	VIFStarted     On = "vif started"     // fact (vif)
 	ClusterChecked On = "cluster checked" // API server, manager and rights are there
 	TunnelOpened   On = "tunnel opened"   // fact (vif)
@@ -102,6 +105,7 @@ type If string
 // The conditions.
 const (
 	Always If = ""
+	Joined If = "the daemon container is on its networks"
 	Last   If = "all three parts stand"
 )
 
@@ -227,6 +231,8 @@ func (s State) waitsFor() *fault.Error {
 		stage, what = event.StageAPIServer, "the API server "+s.Requested.Server+" did not answer"
 	case s.Stage == VIFUp:
 		stage, what = event.StageManager, "the manager could not be checked"
+	case s.Stage == Joining:
+		stage, what = event.StageDaemon, "the daemon container did not join its networks"
 	case !s.tunnel:
 		stage, what = event.StageTunnel, "the manager did not answer through the API server"
 	case !s.iface:

@@ -14,8 +14,8 @@ type Row struct {
 }
 
 var (
-	live   = []Stage{Starting, VIFUp, Checked, Opening, Connected}
-	coming = []Stage{Starting, VIFUp, Checked, Opening}
+	live   = []Stage{Starting, VIFUp, Checked, Joining, Opening, Connected}
+	coming = []Stage{Starting, VIFUp, Checked, Joining, Opening}
 )
 
 // Table is the life of every connection. The first row that matches counts; what
@@ -24,8 +24,11 @@ var Table = []Row{
 	// From        On              If      Say           Do                             To
 	{in(Starting), VIFStarted, Always, Nothing, nil, VIFUp},
 	{in(Starting), ClusterChecked, Always, Nothing, nil, Checked},
-	{in(VIFUp), ClusterChecked, Always, Nothing, does(CreateLease, OpenTunnel), Opening},
-	{in(Checked), VIFStarted, Always, Nothing, does(CreateLease, OpenTunnel), Opening},
+	{in(VIFUp), ClusterChecked, Joined, Nothing, does(CreateLease, OpenTunnel), Opening},
+	{in(VIFUp), ClusterChecked, Always, Nothing, does(CreateLease), Joining},
+	{in(Checked), VIFStarted, Joined, Nothing, does(CreateLease, OpenTunnel), Opening},
+	{in(Checked), VIFStarted, Always, Nothing, does(CreateLease), Joining},
+	{in(Joining), DaemonStarted, Always, Nothing, does(OpenTunnel), Opening},
 	{in(Opening), TunnelOpened, Last, SayConnected, does(Watch), Connected},
 	{in(Opening), InterfaceReady, Last, SayConnected, does(Watch), Connected},
 	{in(Opening), DNSReady, Last, SayConnected, does(Watch), Connected},
@@ -44,5 +47,14 @@ func does(d ...Do) []Do     { return d }
 
 // matches looks at the stage before the input and at what is known after it.
 func (r Row) matches(from Stage, next State, on On) bool {
-	return r.On == on && slices.Contains(r.From, from) && (r.If == Always || next.tunnel && next.iface && next.dns)
+	if r.On != on || !slices.Contains(r.From, from) {
+		return false
+	}
+	switch r.If {
+	case Joined:
+		return next.Daemon != ""
+	case Last:
+		return next.tunnel && next.iface && next.dns
+	}
+	return true
 }

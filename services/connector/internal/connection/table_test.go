@@ -75,6 +75,10 @@ func TestLives(t *testing.T) {
 		{"up and quit", append(slices.Clone(up), CloseAsked, Undone), "connected disconnected", append(slices.Clone(upDo), Undo), ""},
 		{"the cluster first, parts in another order", []On{ClusterChecked, DaemonStarted, VIFStarted, DNSReady, InterfaceReady, TunnelOpened, CloseAsked, Undone},
 			"connected disconnected", append(slices.Clone(upDo), Undo), ""},
+		{"the daemon's networks last", []On{VIFStarted, ClusterChecked, DaemonStarted, TunnelOpened, InterfaceReady, DNSReady, CloseAsked, Undone},
+			"connected disconnected", append(slices.Clone(upDo), Undo), ""},
+		{"the daemon's networks last, and vif before them", []On{ClusterChecked, VIFStarted, DaemonStarted, TunnelOpened, InterfaceReady, DNSReady, CloseAsked, Undone},
+			"connected disconnected", append(slices.Clone(upDo), Undo), ""},
 		{"parts before they were asked for", []On{TunnelOpened, InterfaceReady, DaemonStarted, VIFStarted, ClusterChecked, DNSReady, CloseAsked, Undone},
 			"connected disconnected", append(slices.Clone(upDo), Undo), ""},
 		{"ill and well", append(slices.Clone(up), HealthChanged, HealthChanged, CloseAsked, Undone),
@@ -85,6 +89,7 @@ func TestLives(t *testing.T) {
 		{"no daemon in time", []On{ClusterChecked, TimeOver, Undone}, "failed", []Do{Undo}, event.StageDaemon},
 		{"no vif in time", []On{DaemonStarted, TimeOver, Undone}, "failed", []Do{Undo}, event.StageDaemon},
 		{"no API server in time", []On{DaemonStarted, VIFStarted, TimeOver, Undone}, "failed", []Do{Undo}, event.StageAPIServer},
+		{"no networks in time", []On{VIFStarted, ClusterChecked, TimeOver, Undone}, "failed", []Do{CreateLease, Undo}, event.StageDaemon},
 		{"no tunnel in time", append(slices.Clone(up[:3]), TimeOver, Undone), "failed", []Do{CreateLease, OpenTunnel, Undo}, event.StageTunnel},
 		{"no VIF in time", append(slices.Clone(up[:4]), TimeOver, Undone), "failed", []Do{CreateLease, OpenTunnel, Undo}, event.StageVIF},
 		{"no DNS in time", append(slices.Clone(up[:5]), TimeOver, Undone), "failed", []Do{CreateLease, OpenTunnel, Undo}, event.StageDNS},
@@ -157,7 +162,7 @@ func TestTableIsSound(t *testing.T) {
 			if seen[key] {
 				t.Errorf("row %d can never match: %s", i, key)
 			}
-			seen[key] = true
+			seen[key] = r.If == Always
 		}
 	}
 }

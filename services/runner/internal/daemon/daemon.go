@@ -136,11 +136,15 @@ func (s *Set) ending(connection string) bool {
 	return r != nil && r.stopping
 }
 
-// run creates and starts r's container and follows it to its end.
+// run creates and starts r's container, has it join its other networks and follows
+// it to its end.
 func (s *Set) run(ctx context.Context, r *record, sp *spec) {
 	waitCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wait, err := s.start(waitCtx, r, sp)
+	if err == nil {
+		err = s.join(ctx, r, sp)
+	}
 	if s.opt.Started != nil {
 		s.opt.Started()
 	}
@@ -187,6 +191,17 @@ func (s *Set) start(ctx context.Context, r *record, sp *spec) (*engine.Waiting, 
 		}
 	}
 	panic("unreachable: the second round returns")
+}
+
+// join has r's container, which runs, join the networks beyond the workspace's: it
+// takes the engine as long as a tenth of a start for each, in which vif gets ready anyhow.
+func (s *Set) join(ctx context.Context, r *record, sp *spec) error {
+	for _, n := range sp.networks[1:] {
+		if err := s.eng.API.NetworkConnect(ctx, n, s.idOf(r), nil); err != nil {
+			return engine.Fault(err, "join container %s to network %s", sp.name, n)
+		}
+	}
+	return nil
 }
 
 // attach keeps the last lines of r's container, which gets files if it has not

@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/go-connections/nat"
+	"golang.org/x/sync/errgroup"
 )
 
 // ContainerName is the name of a connection's daemon container.
@@ -43,24 +44,40 @@ func (s *Set) newSpec(ctx context.Context, req command.StartDaemon) (*spec, erro
 	if sp.exposed, sp.bindings, err = nat.ParsePortSpecs(req.Expose); err != nil {
 		return nil, fault.New(fault.InvalidArgument, "", "--expose: %v", err)
 	}
-	seen := map[string]bool{}
-	for _, n := range append([]string{s.opt.Network}, req.Networks...) {
-		in, err := s.eng.API.NetworkInspect(ctx, n, network.InspectOptions{})
-		if cerrdefs.IsNotFound(err) {
-			return nil, fault.New(fault.NotFound, "docker network ls", "the Docker network %s does not exist", n)
-		}
-		if err != nil {
-			return nil, engine.Fault(err, "inspect network %s", n)
-		}
-		if !seen[in.ID] {
-			seen[in.ID] = true
-			sp.networks = append(sp.networks, in.Name)
-		}
+	if sp.networks, err = s.networks(ctx, append([]string{s.opt.Network}, req.Networks...)); err != nil {
+		return nil, err
 	}
 	return sp, nil
 }
 
-// create makes the container, joined to its networks, but does not start it. It
+// networks are the names of the networks, each once, in their order.
+func (s *Set) networks(ctx context.Context, named []string) ([]string, error) {
+	found := make([]network.Inspect, len(named))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, n := range named {
+		g.Go(func() (err error) {
+			found[i], err = s.eng.API.NetworkInspect(ctx, n, network.InspectOptions{})
+			if cerrdefs.IsNotFound(err) {
+				return fault.New(fault.NotFound, "docker network ls", "the Docker network %s does not exist", n)
+			}
+			return engine.Fault(err, "inspect network %s", n)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var names []string
+	seen := map[string]bool{}
+	for _, in := range found {
+		if !seen[in.ID] {
+			seen[in.ID] = true
+			names = append(names, in.Name)
+		}
+	}
+	return names, nil
+}
+
+// create makes the container, on the workspace's network, but does not start it. It
 // wants its identity for the bus on its standard input. ipv6 asks the engine to switch IPv6 on in its
 // network namespace; a kernel without it makes the start fail.
 func (s *Set) create(ctx context.Context, sp *spec, ipv6 bool) (string, error) {
@@ -100,11 +117,6 @@ func (s *Set) create(ctx context.Context, sp *spec, ipv6 bool) (string, error) {
 	c, err := s.eng.API.ContainerCreate(ctx, cfg, host, nets, nil, sp.name)
 	if err != nil {
 		return "", engine.Fault(err, "create container %s", sp.name)
-	}
-	for _, n := range sp.networks[1:] {
-		if err := s.eng.API.NetworkConnect(ctx, n, c.ID, nil); err != nil {
-			return c.ID, engine.Fault(err, "join container %s to network %s", sp.name, n)
-		}
 	}
 	return c.ID, nil
 }
