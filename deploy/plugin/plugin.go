@@ -318,6 +318,7 @@ func archive(c Contents) ([]byte, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
+	b.Grow(len(c.Binary) + 32<<10) // at once, rather than by doubling
 	w := tar.NewWriter(&b)
 	for _, d := range []string{"rootfs/", "rootfs/run/", "rootfs/run/docker/", "rootfs/run/docker/plugins/", "rootfs/mnt/", "rootfs/mnt/volumes/", "rootfs/proc/", "rootfs/sys/", "rootfs/dev/", "rootfs/etc/", "rootfs/etc/berth/"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}); err != nil {

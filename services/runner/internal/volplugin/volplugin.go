@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -162,6 +163,9 @@ func (p *Plugin) look(ctx, life context.Context) command.VolumePlugin {
 		p.opt.Log.Warn("there is no volume plugin", "reason", v.Reason)
 	case fresh:
 		p.opt.Log.Info("the volume plugin is installed", "kind", v.Kind, "version", v.Version, "pin", v.Pin, "millis", time.Since(began).Milliseconds(), "reason", v.Reason)
+		// The program and its archive are by far the most that runner ever holds, and
+		// by itself the runtime would keep their memory for minutes.
+		debug.FreeOSMemory()
 	}
 	return v
 }
