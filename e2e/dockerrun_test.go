@@ -131,7 +131,7 @@ func TestDockerRun(t *testing.T) {
 			{7, "", []string{probeImage, "exit", "7"}},
 			{127, "not found", []string{"--entrypoint", "nothing-here", probeImage}},
 			{126, "permission denied", []string{"--entrypoint", "/etc", probeImage}},
-			{125, "no-such-image", []string{"no-such-image:v0"}},
+			{125, "no-such-image", []string{"127.0.0.1:1/no-such-image:v0"}},
 			{125, "--no-such-flag", []string{"--no-such-flag", probeImage}},
 		} {
 			r := ctl.Run(t, append([]string{"docker-run"}, c.args...)...)

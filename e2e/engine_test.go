@@ -129,7 +129,7 @@ func TestEngineReach(t *testing.T) {
 		env  []string
 	}{
 		{"DOCKER_HOST", []string{"DOCKER_HOST=tcp://" + addr, "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=" + certs}},
-		{"context", []string{"DOCKER_CONFIG=" + config, "DOCKER_CONTEXT=there"}},
+		{"context", []string{"DOCKER_HOST=", "DOCKER_CONFIG=" + config, "DOCKER_CONTEXT=there"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctl := rig.NewCtl(t, cluster)
