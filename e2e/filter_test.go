@@ -39,6 +39,9 @@ func begin(t *testing.T, ctl *rig.Ctl, args ...string) *rig.Proc {
 	t.Helper()
 	p := ctl.Start(t, args...)
 	rig.Eventually(t, time.Minute, strings.Join(args, " ")+" is active", func(context.Context) (bool, string) {
+		if !p.Running() {
+			t.Fatalf("it ended:\n%s", p.Output())
+		}
 		return strings.Contains(p.Output(), "  active "), p.Output()
 	})
 	return p

@@ -120,10 +120,9 @@ func TestTwoConnections(t *testing.T) {
 	if r := ctl.Must(t, "curl", "--use", "two", "-sS", "http://frontend-v1.default"); !strings.HasPrefix(r.Stdout, "frontend v1\n") {
 		t.Errorf("%v", r)
 	}
-	p := ctl.Start(t, "replace", "--use", "one", "frontend-v1", "--docker-run", "--", "frontend-v2")
-	answers(t, time.Minute, "frontend v2")
+	p := begin(t, ctl, "replace", "--use", "one", "frontend-v1", "--docker-run", "--", "frontend-v2")
 	ctl.Must(t, "quit", "--use", "two")
-	answers(t, 10*time.Second, "frontend v2")
+	answeredBy(t, "frontend v2")
 	if !p.Running() {
 		t.Errorf("quitting one connection ended the other's handler:\n%s", p.Output())
 	}

@@ -65,7 +65,7 @@ func TestIngest(t *testing.T) {
 		r := ctl.Run(t, "status", "--output", "json")
 		return strings.Count(strings.ReplaceAll(r.Stdout, " ", ""), `"phase":"active"`) == 2, r.String() + one.Output() + two.Output()
 	})
-	answers(t, time.Second, "frontend v1")
+	answeredBy(t, "frontend v1")
 	list := ctl.Must(t, "list")
 	if strings.Count(list.Stdout, "(ingest)") != 2 {
 		t.Errorf("both holders are to be named: %v", list)
@@ -101,7 +101,7 @@ func TestIntercept(t *testing.T) {
 		refused(t, ctl, 1, []string{"port 8080/TCP of Deployment frontend-v1 is engaged by", "ctl leave frontend-v1"}, "intercept", "frontend-v1", "--port", "9090:http")
 		ctl.Must(t, "ingest", "frontend-v1", "--env-json", "-", "--", "true")
 		ctl.Must(t, "leave", "frontend-v1")
-		answers(t, 2*time.Second, "frontend v1")
+		answeredBy(t, "frontend v1")
 		if r := p.Wait(t, time.Minute); r.Code != 143 && r.Code != 2 {
 			t.Logf("the handler's end: %v", r)
 		}
@@ -241,7 +241,6 @@ func TestInterceptRollout(t *testing.T) {
 	check := untouched(t)
 	ctl.Must(t, "leave", "frontend-v1")
 	p.Wait(t, time.Minute)
-	answers(t, 5*time.Second, "frontend v1")
 	thousand(t, "left", "http://frontend-v1", "frontend v1", func() {})
 	check()
 }
@@ -277,9 +276,15 @@ func TestInterceptKill(t *testing.T) {
 
 	killInCluster(t, "default", "app=frontend-v1", "agent")
 	answers(t, time.Minute, "frontend v2") // by another agent
+	// Asked all the while: how soon the manager is back is the cluster's to say.
+	stop, all := make(chan struct{}), make(chan string)
+	go func() { all <- requests(t.Context(), t, "http://frontend-v1", stop, 1) }()
 	killInCluster(t, "berth", "app.kubernetes.io/name=berth-manager", "manager")
-	answers(t, 5*time.Second, "frontend v1") // the agent knows of nothing that it should divert
 	answers(t, time.Minute, "frontend v2")
+	close(stop)
+	if out := <-all; !strings.Contains(out, " frontend v1\n") { // the agent knows of nothing that it should divert
+		t.Errorf("the app did not answer while there was no manager:\n%s", out)
+	}
 	if !p.Running() {
 		t.Fatal("the engagement ended")
 	}

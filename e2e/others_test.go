@@ -25,8 +25,7 @@ const (
 // a pod to handlers: iperf3, gRPC's interoperability client and server, a WebSocket
 // server and client of two different libraries, h2load and nghttpd.
 func TestOthers(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	defer cancel()
+	ctx := t.Context()
 	buildOthers(ctx, t)
 	if err := cluster.Apply(ctx, "testdata/others.yaml"); err != nil {
 		t.Fatal(err)

@@ -68,6 +68,16 @@ func answers(t *testing.T, limit time.Duration, want string) string {
 	return body
 }
 
+// answeredBy asks for the frontend once, inside the cluster: what has been said to be
+// so is so, however long it takes to look.
+func answeredBy(t *testing.T, want string) {
+	t.Helper()
+	got, err := cluster.Get(t.Context(), "http://frontend-v1")
+	if err != nil || !strings.HasPrefix(got, want+"\n") {
+		t.Errorf("want an answer of %s: %q, %v", want, got, err)
+	}
+}
+
 // restored checks that the workload is as it was: its own container, no agent,
 // no label, no Lease.
 func restored(t *testing.T) {
@@ -78,29 +88,42 @@ func restored(t *testing.T) {
 	if err := cluster.Settle(ctx, "default", "frontend-v1"); err != nil {
 		t.Fatal(err)
 	}
+	// Where nobody waited for the end, the Lease goes last.
+	rig.Eventually(t, time.Minute, "nothing of an engagement is left", func(ctx context.Context) (bool, string) {
+		left, err := traces(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		return len(left) == 0, strings.Join(left, ", ")
+	})
+}
+
+// traces are what the frontend's pods and the namespace have of engagements.
+func traces(ctx context.Context) (all []string, err error) {
 	pods, err := cluster.Kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=frontend-v1"})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, p := range pods.Items {
 		for k := range p.Labels {
 			if strings.HasPrefix(k, "berth.dev/") {
-				t.Errorf("pod %s still has the label %s", p.Name, k)
+				all = append(all, "pod "+p.Name+" has the label "+k)
 			}
 		}
 		for _, c := range p.Spec.Containers {
 			if !strings.HasPrefix(c.Image, "frontend-v1") {
-				t.Errorf("pod %s runs %s", p.Name, c.Image)
+				all = append(all, "pod "+p.Name+" runs "+c.Image)
 			}
 		}
 	}
 	leases, err := cluster.Kube.CoordinationV1().Leases("default").List(ctx, metav1.ListOptions{LabelSelector: "berth.dev/kind"})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, l := range leases.Items {
-		t.Errorf("lease %s is left", l.Name)
+		all = append(all, "lease "+l.Name)
 	}
+	return all, nil
 }
 
 func TestReplaceEndings(t *testing.T) {

@@ -32,9 +32,7 @@ func TestVolumePluginKilled(t *testing.T) {
 		{"--", "sh", "-c", `while sleep 0.1; do cat "$BERTH_ROOT/etc/frontend-secret/token" >/dev/null || exit 1; done`},
 		{"--mount", "false", "--docker-run", "--", probeImage, "serve", ":1"},
 	} {
-		p := ctl.Start(t, append([]string{"ingest", "frontend-v1"}, args...)...)
-		rig.Eventually(t, time.Minute, "the ingest is active", func(context.Context) (bool, string) { return strings.Contains(p.Output(), "  active"), p.Output() })
-		others = append(others, p)
+		others = append(others, begin(t, ctl, append([]string{"ingest", "frontend-v1"}, args...)...))
 	}
 	pid := pluginPID(t)
 	looped := v.loops(t, "/pv/killed", "100")

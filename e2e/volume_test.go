@@ -167,9 +167,10 @@ func TestVolumes(t *testing.T) {
 	})
 	t.Run("changes are seen on both sides", func(t *testing.T) {
 		v.there(t, "put", "/data/nested/from-pod", "1")
-		if got := v.here(t, "cat", "/data/nested/from-pod"); got != "1" {
-			t.Errorf("%q", got)
-		}
+		rig.Eventually(t, time.Minute, "the handler sees what the pod wrote", func(context.Context) (bool, string) {
+			got, err := v.exec(time.Minute, "cat", "/data/nested/from-pod")
+			return err == nil && got == "1", fmt.Sprint(got, err)
+		})
 		v.here(t, "put", "/sub/from-handler", "2")
 		if got := v.there(t, "cat", "/data/deep/er/from-handler"); got != "2" {
 			t.Errorf("%q", got)

@@ -68,12 +68,9 @@ func TestWatch(t *testing.T) {
 	p := ctl.Start(t, "replace", "frontend-v1", "--docker-build", dir, "--watch")
 	answers(t, 2*time.Minute, "version 1")
 	n := rebuilds(t)
-	limit := time.Duration(n+6) * 4 * time.Second
 	loaded := make(chan string, 1)
 	stop := make(chan struct{})
-	ctx, cancel := context.WithTimeout(t.Context(), limit+time.Minute)
-	defer cancel()
-	go func() { loaded <- requests(ctx, t, "http://frontend-v1", stop, 0) }()
+	go func() { loaded <- requests(t.Context(), t, "http://frontend-v1", stop, 0) }()
 
 	switches := func() int { return strings.Count(p.Output(), "switched to sha256:") }
 	for i := 2; i <= n+1; i++ {
@@ -89,7 +86,7 @@ func TestWatch(t *testing.T) {
 		rig.Eventually(t, time.Minute, "the build fails", func(context.Context) (bool, string) {
 			return strings.Contains(p.Output(), "the handler stays as it is"), p.Output()
 		})
-		answers(t, 10*time.Second, last)
+		answeredBy(t, last)
 	})
 	t.Run("a handler that exits gives its place back", func(t *testing.T) {
 		change("exit")
@@ -97,7 +94,7 @@ func TestWatch(t *testing.T) {
 		rig.Eventually(t, time.Minute, "the one before takes its place again", func(context.Context) (bool, string) {
 			return strings.Contains(p.Output(), "takes its place again") && switches() >= n+1, p.Output()
 		})
-		answers(t, 10*time.Second, last)
+		answers(t, time.Minute, last)
 	})
 	close(stop)
 	output := <-loaded
@@ -180,7 +177,9 @@ func requests(ctx context.Context, t *testing.T, url string, stop <-chan struct{
 		}
 		out, err := cluster.Exec(ctx, "default", pods.Items[0].Name, "other", "/probe", "load", url, "1s")
 		if err != nil {
-			t.Errorf("ask: %v", err)
+			if ctx.Err() == nil { // the test has ended otherwise
+				t.Errorf("ask: %v", err)
+			}
 			return all.String()
 		}
 		all.WriteString(out)

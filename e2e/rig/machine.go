@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -116,7 +117,9 @@ func (m *Machine) kubeconfig(c *Cluster, address string) string {
 // Run runs a program on this machine, for at most a minute, and returns what it
 // printed.
 func (m *Machine) Run(args ...string) (string, error) {
-	cmd := exec.Command(m.within[0], append(m.within[1:], args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, m.within[0], append(m.within[1:], args...)...)
 	cmd.Env = append(os.Environ(), m.Ctl.Env...)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()

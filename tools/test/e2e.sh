@@ -8,4 +8,4 @@ export BERTH_CTL="$PWD/bin/ctl" BERTH_ROOT="$PWD"
 # of lines is too much to look through.
 go -C tools build -o "$PWD/bin/tools/gotestsum" gotest.tools/gotestsum
 cd e2e
-../bin/tools/gotestsum --format standard-verbose -- -count=1 -timeout 60m ${RUN:+-run "$RUN"} .
+../bin/tools/gotestsum --format standard-verbose -- -count=1 -timeout 2h ${RUN:+-run "$RUN"} .
