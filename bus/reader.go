@@ -44,9 +44,14 @@ type reader struct {
 
 // read opens a reader. It stands when read returns.
 func (c *Conn) read(ctx context.Context, stream string, since time.Time, filter []string) (*reader, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, GiveUp+5*time.Second)
+		defer cancel()
+	}
 	r := &reader{conn: c, stream: stream, filter: slices.Clone(filter), since: since}
 	r.life, r.end = context.WithCancel(context.Background())
-	if err := r.open(ctx); err != nil {
+	if err := r.reopen(ctx); err != nil {
 		r.end()
 		return nil, err
 	}
@@ -141,7 +146,9 @@ func (r *reader) nextOf(ctx context.Context) (jetstream.Msg, *jetstream.MsgMetad
 	return msg, md, err
 }
 
-// reopen opens until it succeeds, ctx ends or the bus is lost.
+// reopen opens until it succeeds, ctx ends or the bus is lost: what was asked for, or
+// its answer, goes down with a connection that is made anew. The first time it also
+// ends when the server refuses.
 func (r *reader) reopen(ctx context.Context) error {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -154,6 +161,9 @@ func (r *reader) reopen(ctx context.Context) error {
 		}
 		if f := (*fault.Error)(nil); errors.As(err, &f) {
 			return f
+		}
+		if api := (*jetstream.APIError)(nil); r.name == "" && errors.As(err, &api) && api.Code < 500 {
+			return err
 		}
 		select {
 		case <-r.conn.lost:
