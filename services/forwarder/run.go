@@ -89,8 +89,9 @@ func open(ports []port.Port) ([]*os.File, error) {
 	return files, nil
 }
 
-// frontWithin is how long back waits for front.
-const frontWithin = 20 * time.Second
+// frontWithin is how long back waits for front, of which the engine opens the ports
+// first. Runner gives up, and removes both, earlier.
+const frontWithin = time.Minute
 
 // back serves front's sockets out of its own network namespace until front is
 // gone.

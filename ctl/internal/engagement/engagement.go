@@ -54,6 +54,9 @@ func New(conn *bus.Conn, see func(event.Envelope)) *Session {
 // ID is the engagement's.
 func (s *Session) ID() string { return s.id }
 
+// openWithin is longer than connector takes at most to accept or to refuse.
+const openWithin = 30 * time.Second
+
 // Open asks for the engagement. An error whose code is Unavailable leaves open
 // whether it was accepted; any other says that it was refused, and that nothing
 // was touched.
@@ -70,7 +73,9 @@ func (s *Session) Open(ctx context.Context, req command.OpenEngagement) error {
 	}
 	req.ID, req.Holder = s.id, subject.Live(subject.Ctl, s.id)
 	// Not cut short by ctx: accepted or refused has to be known.
-	_, err = bus.Call(context.WithoutCancel(ctx), s.conn, command.EngagementOpen, "", req)
+	answer, cancel := context.WithTimeout(context.WithoutCancel(ctx), openWithin)
+	defer cancel()
+	_, err = bus.Call(answer, s.conn, command.EngagementOpen, "", req)
 	if err != nil && fault.CodeOf(err) != fault.Unavailable {
 		s.release()
 		s.tail.Stop()

@@ -93,10 +93,14 @@ func validate(req *command.OpenEngagement) error {
 	return nil
 }
 
+// openWithin bounds all that could refuse an engagement. The longest of it is the
+// engine's: the handler's ports are published. ctl waits for 30 s.
+const openWithin = 25 * time.Second
+
 // open checks everything that could refuse the engagement, and creates the Lease
 // last: whoever is refused has touched nothing.
 func (s *Set) open(ctx context.Context, req command.OpenEngagement, conn Connection) (live *Live, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, openWithin)
 	defer cancel()
 	ns := req.Namespace
 	if ns == "" {

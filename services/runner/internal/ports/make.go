@@ -44,8 +44,11 @@ func partOf(c container.Summary) int {
 	return front
 }
 
-// readyWithin is how long a forwarder may take to be ready.
-const readyWithin = 12 * time.Second
+// readyWithin is how long a forwarder may take to be ready. Most of it is the
+// engine's: it starts a process of its own for each published port, and of a busy one
+// twenty take a quarter of a minute. A part that fails is heard of at once. ctl waits
+// for a minute.
+const readyWithin = 40 * time.Second
 
 // socketDir is where the volume is mounted in both.
 const socketDir = "/run/berth-forward"
