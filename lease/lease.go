@@ -257,10 +257,11 @@ const (
 const AnnotationRelease = Group + "/release"
 
 // EngagementName is the name of the Lease that engages the container of a
-// workload exclusively. Long names are shortened with a hash, since an object's
-// name has at most 253 characters and a label value 63.
+// workload exclusively. The dot, which no container's name has, keeps container b-c
+// of workload a apart from container c of workload a-b. Long names are shortened
+// with a hash, since an object's name has at most 253 characters and a label value 63.
 func EngagementName(workloadKind, workload, container string) string {
-	n := strings.ToLower(fmt.Sprintf("berth-%s-%s-%s", workloadKind, workload, container))
+	n := strings.ToLower(fmt.Sprintf("berth-%s-%s.%s", workloadKind, workload, container))
 	return shorten(n, n)
 }
 

@@ -180,7 +180,7 @@ func TestReplaceEndings(t *testing.T) {
 			lost("c1", "e1")
 		}, "restoring handler-exited failed", "the volume plugin was killed", `"exitCode":143`},
 		{"the lease is taken away", func(r *rig) {
-			_ = r.kube.Tracker().Delete(leases, "shop", "berth-deployment-web-app")
+			_ = r.kube.Tracker().Delete(leases, "shop", "berth-deployment-web.app")
 		}, "restoring handler-exited failed", "is gone", `"exitCode":143`},
 		{"connector ends", func(r *rig) { r.stop() }, "restoring handler-exited ended", `"cause":"connector was stopped"`, `"exitCode":143`},
 	} {

@@ -166,20 +166,39 @@ func (w Workload) targets(services []corev1.Service) []target {
 			} else {
 				t.container = uint16(at.IntVal)
 			}
-			for _, c := range w.Containers {
-				for _, cp := range c.Ports {
-					if t.symbol == "" && t.in == "" && uint16(cp.ContainerPort) == t.container {
-						t.in = c.Name // declared by TCP, say, for both
-					}
-					if protocolOf(cp) == t.protocol && (t.symbol != "" && cp.Name == t.symbol || t.symbol == "" && uint16(cp.ContainerPort) == t.container) {
-						t.container, t.in = uint16(cp.ContainerPort), c.Name
-					}
-				}
-			}
-			all = append(all, t)
+			all = append(all, w.locate(t))
 		}
 	}
 	return all
+}
+
+// locate finds who declares a target's port. Of several containers that have a port
+// of that name Kubernetes takes the first (endpoints, FindPort); of those that
+// declare a number, one that does by the protocol goes before one that means it for both.
+func (w Workload) locate(t target) target {
+	other := ""
+	for _, c := range w.Containers {
+		for _, p := range c.Ports {
+			same := uint16(p.ContainerPort) == t.container
+			switch {
+			case t.symbol != "" && p.Name == t.symbol && protocolOf(p) == t.protocol, t.symbol == "" && same && protocolOf(p) == t.protocol:
+				t.container, t.in = uint16(p.ContainerPort), c.Name
+				return t
+			case t.symbol == "" && same && other == "":
+				other = c.Name
+			}
+		}
+	}
+	t.in = other
+	for _, c := range w.Sidecars { // no app container declares it
+		for _, p := range c.Ports {
+			if t.symbol != "" && p.Name == t.symbol && protocolOf(p) == t.protocol {
+				t.container = uint16(p.ContainerPort)
+				return t
+			}
+		}
+	}
+	return t
 }
 
 // declared are the containers' own ports of that name or number.

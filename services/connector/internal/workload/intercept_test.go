@@ -18,6 +18,11 @@ func TestIntercept(t *testing.T) {
 		{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}, {Name: "dns", ContainerPort: 53, Protocol: "UDP"}, {Name: "dns-tcp", ContainerPort: 53}}},
 		{Name: "metrics", Ports: []corev1.ContainerPort{{ContainerPort: 9100}}},
 	}}
+	twins := Workload{Kind: lease.Deployment, Name: "twins", Containers: []corev1.Container{
+		{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}, {Name: "proxy", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 15001}}},
+	}}
+	meshed := Workload{Kind: lease.Deployment, Name: "meshed", Containers: []corev1.Container{{Name: "app"}},
+		Sidecars: []corev1.Container{{Name: "proxy", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 15001}}}}}
 	bare := Workload{Kind: lease.Deployment, Name: "bare", Containers: []corev1.Container{{Name: "app"}}}
 	service := func(name string, ports ...corev1.ServicePort) corev1.Service {
 		return corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports}}
@@ -74,6 +79,10 @@ func TestIntercept(t *testing.T) {
 		{w: bare, services: []corev1.Service{undeclared}, given: "3000", want: "app 3000:7777/TCP()"}, // a missing container port
 		{w: w, services: []corev1.Service{undeclared}, given: "3000", err: "has 2 containers, name the one to engage"},
 		{w: w, services: []corev1.Service{undeclared}, container: "app", given: "3000", want: "app 3000:7777/TCP()"},
+		// Of two containers that have a port of one name a Service leads to the first's.
+		{w: twins, services: []corev1.Service{single}, given: "3000", want: "app 3000:8080/TCP(http)"},
+		{w: twins, services: []corev1.Service{single}, container: "proxy", given: "3000", want: "proxy 3000:8080/TCP(http)"},
+		{w: meshed, services: []corev1.Service{single}, given: "3000", want: "app 3000:15001/TCP(http)"},
 	} {
 		var given []string
 		if tc.given != "" {

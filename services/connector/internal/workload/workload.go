@@ -36,6 +36,7 @@ type Workload struct {
 	Kind, Name, Namespace string
 	Replicas, Ready       int32 // wanted, ready
 	Containers            []corev1.Container
+	Sidecars              []corev1.Container // init containers that stay: a Service may lead to them
 	Volumes               []corev1.Volume
 	Owner                 string            // kind/name of the workload that controls it
 	Labels                map[string]string // of its pods
@@ -235,15 +236,28 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]Workload
 }
 
 func fromDeployment(d *appsv1.Deployment) Workload {
-	return Workload{lease.Deployment, d.Name, d.Namespace, wanted(d.Spec.Replicas), d.Status.ReadyReplicas, d.Spec.Template.Spec.Containers, d.Spec.Template.Spec.Volumes, owner(d), d.Spec.Template.Labels, false}
+	return from(lease.Deployment, d, d.Spec.Replicas, d.Status.ReadyReplicas, d.Spec.Template)
 }
 
 func fromStatefulSet(s *appsv1.StatefulSet) Workload {
-	return Workload{lease.StatefulSet, s.Name, s.Namespace, wanted(s.Spec.Replicas), s.Status.ReadyReplicas, s.Spec.Template.Spec.Containers, s.Spec.Template.Spec.Volumes, owner(s), s.Spec.Template.Labels, false}
+	return from(lease.StatefulSet, s, s.Spec.Replicas, s.Status.ReadyReplicas, s.Spec.Template)
 }
 
 func fromReplicaSet(r *appsv1.ReplicaSet) Workload {
-	return Workload{lease.ReplicaSet, r.Name, r.Namespace, wanted(r.Spec.Replicas), r.Status.ReadyReplicas, r.Spec.Template.Spec.Containers, r.Spec.Template.Spec.Volumes, owner(r), r.Spec.Template.Labels, false}
+	return from(lease.ReplicaSet, r, r.Spec.Replicas, r.Status.ReadyReplicas, r.Spec.Template)
+}
+
+func from(kind string, o metav1.Object, replicas *int32, ready int32, t corev1.PodTemplateSpec) Workload {
+	w := Workload{
+		Kind: kind, Name: o.GetName(), Namespace: o.GetNamespace(), Replicas: wanted(replicas), Ready: ready,
+		Containers: t.Spec.Containers, Volumes: t.Spec.Volumes, Owner: owner(o), Labels: t.Labels,
+	}
+	for _, c := range t.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			w.Sidecars = append(w.Sidecars, c)
+		}
+	}
+	return w
 }
 
 // hasReplicaSet reports whether one of sets is the Deployment's.

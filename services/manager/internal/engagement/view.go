@@ -123,7 +123,7 @@ func trim(obj any) (any, error) {
 
 // looks is what of a container tells how it is reached and probed.
 func looks(c corev1.Container) corev1.Container {
-	return corev1.Container{Name: c.Name, Ports: c.Ports, LivenessProbe: c.LivenessProbe, ReadinessProbe: c.ReadinessProbe, StartupProbe: c.StartupProbe}
+	return corev1.Container{Name: c.Name, RestartPolicy: c.RestartPolicy, Ports: c.Ports, LivenessProbe: c.LivenessProbe, ReadinessProbe: c.ReadinessProbe, StartupProbe: c.StartupProbe}
 }
 
 // engagement is an engagement's Lease, read.

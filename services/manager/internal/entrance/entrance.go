@@ -14,11 +14,13 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"berth.dev/lease"
+	"berth.dev/services/manager/internal/inject"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -62,7 +64,7 @@ func targetOf(sp corev1.ServicePort, pod *corev1.Pod) uint16 {
 		}
 		return uint16(sp.TargetPort.IntVal)
 	}
-	for _, c := range pod.Spec.Containers {
+	for _, c := range slices.Concat(pod.Spec.Containers, inject.Restarting(pod)) {
 		for _, p := range c.Ports {
 			if p.Name == sp.TargetPort.StrVal {
 				return uint16(p.ContainerPort)

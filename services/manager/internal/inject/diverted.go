@@ -19,18 +19,46 @@ func Diverted(pod *corev1.Pod, ports []lease.Port, of lease.EngagementSpec) []le
 	for _, p := range ports {
 		d := lease.Diverted{Port: p.Container, Protocol: p.Protocol, As: p.Container, Filter: of.Filter, Copy: of.Kind == lease.Wiretap}
 		if p.Name != "" {
-			for _, c := range pod.Spec.Containers {
-				for _, cp := range c.Ports {
-					if cp.Name == p.Name && protocol(cp) == p.Protocol {
-						d.Port = uint16(cp.ContainerPort)
-					}
-				}
-			}
+			d.Port = named(pod, p)
 		}
 		if d.Protocol == string(corev1.ProtocolTCP) {
 			d.Probes = probes(pod, d.Port)
 		}
 		out = append(out, d)
+	}
+	return out
+}
+
+// named is where a pod has an engagement's port: where it was found if that is there
+// still, else the first of that name, which Kubernetes takes too.
+func named(pod *corev1.Pod, p lease.Port) uint16 {
+	first := uint16(0)
+	for _, c := range slices.Concat(pod.Spec.Containers, Restarting(pod)) {
+		for _, cp := range c.Ports {
+			if cp.Name != p.Name || protocol(cp) != p.Protocol {
+				continue
+			}
+			if uint16(cp.ContainerPort) == p.Container {
+				return p.Container
+			}
+			if first == 0 {
+				first = uint16(cp.ContainerPort)
+			}
+		}
+	}
+	if first == 0 {
+		return p.Container
+	}
+	return first
+}
+
+// Restarting are the pod's init containers that stay: sidecars, to which a Service
+// may lead too.
+func Restarting(pod *corev1.Pod) (out []corev1.Container) {
+	for _, c := range pod.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			out = append(out, c)
+		}
 	}
 	return out
 }

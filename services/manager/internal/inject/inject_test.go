@@ -164,6 +164,22 @@ func TestDiverted(t *testing.T) {
 		{Name: "sidecar", LivenessProbe: http("", intstr.FromInt32(8081), ""), ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 9}}}},
 		{Name: "elsewhere", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8081), Host: "example.org"}}}},
 	}}}
+	// Of containers that share a port's name the first counts, unless it was found in
+	// another; one that stays counts too, after the others.
+	always := corev1.ContainerRestartPolicyAlways
+	shared := &corev1.Pod{Spec: corev1.PodSpec{
+		Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80}}}, {Name: "proxy", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 81}}}},
+		InitContainers: []corev1.Container{{Name: "once", Ports: []corev1.ContainerPort{{Name: "mesh", ContainerPort: 90}}},
+			{Name: "stays", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "mesh", ContainerPort: 91}, {Name: "web", ContainerPort: 92}}}},
+	}}
+	for asked, at := range map[lease.Port]uint16{
+		{Container: 80, Protocol: "TCP", Name: "web"}: 80, {Container: 81, Protocol: "TCP", Name: "web"}: 81, {Container: 8080, Protocol: "TCP", Name: "web"}: 80,
+		{Container: 9000, Protocol: "TCP", Name: "mesh"}: 91, {Container: 91, Protocol: "TCP", Name: "mesh"}: 91,
+	} {
+		if got := Diverted(shared, []lease.Port{asked}, lease.EngagementSpec{}); got[0].Port != at {
+			t.Errorf("%v is diverted at %d, want %d", asked, got[0].Port, at)
+		}
+	}
 	got := Diverted(pod, []lease.Port{
 		{Container: 8080, Protocol: "TCP", Name: "web"}, // an older pod has it elsewhere
 		{Container: 53, Protocol: "UDP", Name: "dns"},
