@@ -14,7 +14,7 @@ type remembering struct{ client.APIClient }
 
 // ContainerList leaves out what the engine has forgotten: a container whose end is
 // noted while it is removed stays in the engine's list, without its name, until
-// that is restarted (28.2; with several of ours not rare where an engine starts
+// that is restarted (20.10; with several of ours not rare where an engine starts
 // again). All that can be had of it is "no such container": it cannot be removed,
 // and is not left.
 func (r remembering) ContainerList(ctx context.Context, o container.ListOptions) ([]container.Summary, error) {
