@@ -142,6 +142,8 @@ func (n *node) small(ctx context.Context) *body {
 	room := d.room
 	d.mu.Unlock()
 	epoch := n.m.epoch.Load()
+	since, end := n.m.ask()
+	defer end()
 	var es []files.Entry
 	if many {
 		p, err := n.m.c.ReadDir(ctx, dir, before(name), true, room)
@@ -164,7 +166,7 @@ func (n *node) small(ctx context.Context) *body {
 		}
 		e.Attr.Watched = e.Attr.Watched && n.m.epoch.Load() == epoch
 		// Its own memory: a page must not live as long as its last file.
-		n.m.keepBody(join(dir, e.Name), &body{attr: e.Attr, data: slices.Clone(e.Body), at: now})
+		n.m.keepBody(join(dir, e.Name), &body{attr: e.Attr, data: slices.Clone(e.Body), at: now}, since)
 	}
 	if b := n.m.body(path); b != nil && n.is(b.attr) {
 		return b
@@ -286,6 +288,7 @@ func (n *node) Write(ctx context.Context, fh fs.FileHandle, data []byte, off int
 		<-n.m.slots
 		n.wmu.Lock()
 		if n.writes--; n.writes == 0 {
+			n.changed() // again: what was asked for since the first may not have all of them
 			n.wcond.Broadcast()
 		}
 		n.wmu.Unlock()

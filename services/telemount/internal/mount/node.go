@@ -219,6 +219,11 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 	if in, no := n.mounted(ctx, name, out); in != nil || no != 0 {
 		return in, no
 	}
+	if c := n.GetChild(name); c != nil {
+		if x, ok := c.Operations().(*node); ok {
+			x.drain() // the kernel takes the size for newer than what was written before
+		}
+	}
 	ttl, end := n.m.begin()
 	defer end()
 	a, found, ok := n.known(name)

@@ -37,6 +37,10 @@ type volume struct {
 	bodies   map[string]*body
 	order    []string // of bodies, oldest first
 	bodySize int
+	asking   int    // requests for bodies under way
+	changes  uint64 // ours and others', ever
+	// The paths, and the trees, that have changed while asking, and when.
+	dropped, trees map[string]uint64
 }
 
 type body struct {
@@ -48,7 +52,10 @@ type body struct {
 
 // dial connects to the file server with o.
 func dial(ctx context.Context, index int, o files.Options) (*volume, error) {
-	v := &volume{index: uint64(index), slots: make(chan struct{}, inFlight), done: make(chan struct{}), wake: make(chan struct{}, 1), bodies: map[string]*body{}}
+	v := &volume{
+		index: uint64(index), slots: make(chan struct{}, inFlight), done: make(chan struct{}), wake: make(chan struct{}, 1),
+		bodies: map[string]*body{}, dropped: map[string]uint64{}, trees: map[string]uint64{},
+	}
 	o.OnEvent = func(e files.Event) {
 		v.epoch.Add(1)
 		v.mu.Lock()
@@ -212,9 +219,43 @@ func (v *volume) body(path string) *body {
 	return b
 }
 
-func (v *volume) keepBody(path string, b *body) {
+// ask notes that bodies are asked for, until end; since is for keepBody. What is
+// changed meanwhile may be answered as it was before, and the server does not tell
+// us of what we change ourselves.
+func (v *volume) ask() (since uint64, end func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.asking++
+	return v.changes, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.asking--; v.asking == 0 {
+			clear(v.dropped)
+			clear(v.trees)
+		}
+	}
+}
+
+// stale reports whether path has changed since; mu is held.
+func (v *volume) stale(path string, since uint64) bool {
+	if v.dropped[path] > since {
+		return true
+	}
+	for tree, at := range v.trees {
+		if at > since && (tree == "" || tree == path || strings.HasPrefix(path, tree+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// keepBody keeps what was asked for since, unless that has changed meanwhile.
+func (v *volume) keepBody(path string, b *body, since uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.stale(path, since) {
+		return
+	}
 	if old := v.bodies[path]; old != nil {
 		old.old.Store(true)
 		v.bodySize -= len(old.data)
@@ -244,6 +285,12 @@ func (v *volume) dropBodies(path string, tree bool) {
 		}
 	}
 	drop(path)
+	if v.changes++; v.asking > 0 {
+		v.dropped[path] = v.changes
+		if tree {
+			v.trees[path] = v.changes
+		}
+	}
 	if tree {
 		for p := range v.bodies {
 			if path == "" || strings.HasPrefix(p, path+"/") {
