@@ -169,7 +169,7 @@ type soakFigure struct {
 	name   string
 	of     func(command.Process) int64
 	slack  int64 // what one rest may have above an earlier one
-	memory bool  // it is compared with the first rest: much is made once and kept
+	memory bool  // the later rests are compared with the earlier: much is made once and kept, as the most that was needed at a time asks for
 }
 
 var soakFigures = []soakFigure{
@@ -306,7 +306,7 @@ func (b *bench) soakVerdict(before []command.Process, during, rests [][]command.
 			b.add("soak: "+p.Process+": "+f.name, row, "-", "-", "-", "flat")
 			from := f.of(p)
 			if f.memory {
-				from = rest[0]
+				from = slices.Max(rest[:max(1, len(rest)/2)])
 			}
 			if slices.Max(rest) > from+f.slack || slices.Min(rest) < 0 {
 				grown = append(grown, p.Process+": "+f.name)
