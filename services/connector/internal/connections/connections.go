@@ -144,7 +144,7 @@ func (s *Set) conflict(req command.OpenConnection, options string) (already stri
 	for id, other := range s.byID {
 		r := other.Record()
 		switch {
-		case r.Name != req.Name:
+		case r.Name != req.Name || other.isOver():
 		case r.Phase == "disconnecting":
 			return "", fault.New(fault.FailedPrecondition, "ctl connect --docker --name "+req.Name, "the connection %s is just being ended", r.Name)
 		case r.Options == options:
@@ -192,7 +192,9 @@ func (s *Set) Get(id string) (*Live, bool) {
 func (s *Set) Records() []command.Connection {
 	all := []command.Connection{}
 	for _, l := range s.all() {
-		all = append(all, l.Record())
+		if !l.isOver() {
+			all = append(all, l.Record())
+		}
 	}
 	slices.SortFunc(all, func(a, b command.Connection) int { return strings.Compare(a.Name+a.ID, b.Name+b.ID) })
 	return all

@@ -39,6 +39,7 @@ type Live struct {
 
 	mu     sync.Mutex
 	state  connection.State
+	over   bool           // its terminal fact is stated, or about to be: whoever hears of it asks in vain for a record
 	info   lease.Info     // the manager's, once read
 	access command.Access // for the tunnel
 	lease  cluster.Ref    // once created
@@ -66,6 +67,13 @@ func (l *Live) Record() command.Connection {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state.Record()
+}
+
+// isOver reports whether there is no connection any more.
+func (l *Live) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 // Manager is what the manager publishes of itself; zero until it was read.
@@ -129,10 +137,11 @@ func (l *Live) take(in connection.Input) connection.Stage {
 	l.mu.Lock()
 	next, say, do, known := l.state.Next(in)
 	// A fact comes before what it says can be seen in a record, but for the
-	// last one: until it is stated the connection is being undone.
+	// last one, after which there is none.
 	if next.Stage != connection.Over {
 		l.state = next
 	}
+	l.over = next.Stage == connection.Over
 	l.mu.Unlock()
 	if known {
 		l.log.Debug("connection", "on", in.On, "stage", next.Stage)

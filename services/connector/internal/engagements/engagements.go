@@ -225,7 +225,9 @@ func (s *Set) EndAll(ctx context.Context, connection, cause string, why *fault.E
 func (s *Set) Records() []command.Engagement {
 	all := []command.Engagement{}
 	for _, l := range s.all() {
-		all = append(all, l.Record())
+		if !l.isOver() {
+			all = append(all, l.Record())
+		}
 	}
 	slices.SortFunc(all, func(a, b command.Engagement) int { return strings.Compare(a.Name+a.ID, b.Name+b.ID) })
 	return all

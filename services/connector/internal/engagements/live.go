@@ -61,6 +61,7 @@ type Live struct {
 
 	mu        sync.Mutex
 	state     engage.State
+	told      bool             // its terminal fact is stated, or about to be: whoever hears of it asks in vain for a record
 	handler   *command.Handler // what runs, or is to
 	switching bool             // a switch was accepted, and is not over
 	ended     chan struct{}    // closed when runner has told that the handler ended
@@ -89,6 +90,13 @@ func (l *Live) Record() command.Engagement {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state.Record()
+}
+
+// isOver reports whether there is no engagement any more.
+func (l *Live) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.told
 }
 
 func (l *Live) put(in engage.Input) {
@@ -137,9 +145,10 @@ func (l *Live) take(in engage.Input) engage.Stage {
 	if known && in.On == engage.SwitchAsked {
 		l.ended = make(chan struct{})
 	}
-	if next.Stage != engage.Over { // its record is "restoring" until the terminal fact is stated
+	if next.Stage != engage.Over { // what is still asked is what it was
 		l.state = next
 	}
+	l.told = next.Stage == engage.Over
 	l.mu.Unlock()
 	if known {
 		l.log.Debug("engagement", "on", in.On, "stage", next.Stage)
