@@ -145,7 +145,7 @@ func (l *Live) take(in engage.Input) engage.Stage {
 	if known && in.On == engage.SwitchAsked {
 		l.ended = make(chan struct{})
 	}
-	if next.Stage != engage.Over { // what is still asked is what it was
+	if next.Stage != engage.Over { // its record is what it was until nobody has it any more
 		l.state = next
 	}
 	l.told = next.Stage == engage.Over

@@ -39,7 +39,8 @@ type volume struct {
 	bodySize int
 	asking   int    // requests for bodies under way
 	changes  uint64 // ours and others', ever
-	// The paths, and the trees, that have changed while asking, and when.
+	// The paths that have changed while asking, and when; those that are trees, with
+	// all below them, in both.
 	dropped, trees map[string]uint64
 }
 
@@ -242,7 +243,7 @@ func (v *volume) stale(path string, since uint64) bool {
 		return true
 	}
 	for tree, at := range v.trees {
-		if at > since && (tree == "" || tree == path || strings.HasPrefix(path, tree+"/")) {
+		if at > since && (tree == "" || strings.HasPrefix(path, tree+"/")) {
 			return true
 		}
 	}
